@@ -1,0 +1,23 @@
+"""LPSGD and LPSGDM for PyTorch and the Hugging Face stack.
+
+Importing this package makes `lpsgd` and `lpsgdm` valid for `TrainingArguments(optim=...)`, where a transformers that
+can be extended is installed. `hf_lpsgd.optim` and `hf_lpsgd.schedules` need torch alone.
+"""
+
+from importlib.util import find_spec as _find_spec
+
+from .optim import LPSGD, LPSGDM
+from .schedules import PScheduleTie, tie_p_schedule
+from .version import __version__
+
+__all__ = ["LPSGD", "LPSGDM", "PScheduleTie", "__version__", "tie_p_schedule"]
+
+if _find_spec("transformers") is not None:
+    from .trainer import register as _register
+
+    try:
+        _register()
+    except ImportError as error:
+        import warnings as _warnings
+
+        _warnings.warn(f"hf_lpsgd did not register with the Trainer: {error}", stacklevel=2)

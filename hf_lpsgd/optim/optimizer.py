@@ -1,0 +1,138 @@
+"""What LPSGD and LPSGDM have in common: param groups, their checks, and the loop of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from .checks import check_flag, check_number
+
+# What a step does to one group: (group, parameters, their gradients).
+_GroupStep = tuple[dict[str, Any], list[Tensor], list[Tensor]]
+
+
+class LpOptimizer(Optimizer):
+    """Base of the optimizers that rescale by `(|.| + eps)^rho`; not to be used by itself.
+
+    A subclass names its numeric hyperparameters in `hyperparameters` and implements `_update_group`.
+    """
+
+    hyperparameters: tuple[str, ...] = ()
+
+    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
+        self._check(defaults, "")
+        super().__init__(params, defaults)
+
+    def _check(self, group: dict[str, Any], where: str) -> None:
+        """Check the options of a group, and make its numbers plain floats, which any checkpoint can hold."""
+        for name in self.hyperparameters:
+            number = check_number(name, group[name], where)
+            if not isinstance(group[name], Tensor):
+                group[name] = number
+        if "p" in group:
+            group["p"] = check_number("p", group["p"], where)
+        check_flag("maximize", group["maximize"], where)
+        check_flag("foreach", group["foreach"], where, optional=True)
+        check_flag("fused", group["fused"], where, optional=True)
+        if group["fused"]:
+            raise ValueError(
+                f"Invalid fused{where}: True. {type(self).__name__} has no fused implementation in this version: "
+                "leave fused=None, and the fastest implementation there is will be used."
+            )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a param group, with its own values of any of the constructor's options.
+
+        Args:
+            param_group: `params` and options; an option that is missing takes the constructor's value, and `p`, the
+                order in force, takes the group's `p_max`.
+
+        Raises:
+            ValueError: an option is out of range, or a parameter is complex; nothing was added.
+        """
+        where = f" in param group {len(self.param_groups)}"
+        if isinstance(param_group, dict):
+            for name, default in self.defaults.items():
+                param_group.setdefault(name, default)
+            self._check(param_group, where)
+            param_group.setdefault("p", param_group["p_max"])
+        super().add_param_group(param_group)
+        for index, param in enumerate(self.param_groups[-1]["params"]):
+            if param.is_complex():
+                group = self.param_groups.pop()
+                raise ValueError(
+                    f"{type(self).__name__} does not support complex parameters: {_describe(group, index)}{where} "
+                    f"has dtype {param.dtype}. Give it torch.view_as_real of the parameter instead."
+                )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            missing = [name for name in self.hyperparameters if name not in group]
+            if missing:
+                raise ValueError(
+                    f"The state holds no {' and no '.join(missing)} and so is not one of {type(self).__name__}: "
+                    "load a checkpoint that the same optimizer wrote."
+                )
+            group.setdefault("p", group["p_max"])
+            group.setdefault("maximize", False)
+            group.setdefault("foreach", None)
+            group.setdefault("fused", None)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Perform a single optimization step.
+
+        Args:
+            closure: reevaluates the model and returns the loss, optional.
+
+        Returns:
+            The loss that `closure` returned, or None.
+
+        Raises:
+            ValueError: a gradient is sparse; no parameter was changed.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group, params, grads in [self._with_gradients(group) for group in self.param_groups]:
+            if params:
+                self._update_group(group, params, grads)
+        return loss
+
+    def _with_gradients(self, group: dict[str, Any]) -> _GroupStep:
+        params, grads = [], []
+        for index, param in enumerate(group["params"]):
+            if param.grad is None:
+                continue
+            if param.grad.is_sparse:
+                raise ValueError(
+                    f"{type(self).__name__} does not support sparse gradients, and {_describe(group, index)} has one: "
+                    "build its module with sparse=False, or give that parameter to torch.optim.SparseAdam."
+                )
+            params.append(param)
+            grads.append(param.grad)
+        return group, params, grads
+
+    def _update_group(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
+        raise NotImplementedError(f"{type(self).__name__} does not say how to update a param group")
+
+
+def _describe(group: dict[str, Any], index: int) -> str:
+    """A parameter in words: its name where the optimizer was given named parameters, and its shape."""
+    shape = tuple(group["params"][index].shape)
+    if "param_names" in group:
+        return f"the parameter {group['param_names'][index]!r} of shape {shape}"
+    return f"parameter {index} of shape {shape}"

@@ -1,0 +1,269 @@
+"""Schedules of p, each a pure function of an LR scheduler's step count and learning rate.
+
+Nothing here has a state of its own: what a run needs to resume p is in the LR scheduler's checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, get_args
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from .optim.optimizer import LpOptimizer
+
+PSchedule = Literal["cosine", "linear", "lr", "constant"]
+Granularity = Literal["step", "epoch"]
+
+P_SCHEDULES: tuple[str, ...] = get_args(PSchedule)
+GRANULARITIES: tuple[str, ...] = get_args(Granularity)
+
+# Schedules that need to know how long the run is.
+_WITH_HORIZON = ("cosine", "linear")
+
+_TIE = "_hf_lpsgd_p_tie"
+
+
+def annealed_p(schedule: str, p_max: float, index: int, length: int) -> float:
+    """The order of the norm at place `index` of `length` places.
+
+    For `cosine` this is the paper's `p_s = 2 + (p_max - 2) * (1 + cos(pi * (s - 1)/(S - 1))) / 2` with `s = index + 1`
+    and `S = length`, `linear` goes straight from `p_max` to 2 over the same places, and `constant` is `p_max`.
+
+    Args:
+        schedule: `cosine`, `linear` or `constant`.
+        p_max: value at the first place, at least 2.
+        index: place, from 0; beyond the last place the last value holds, before the first the first.
+        length: number of places. Where it is 1, the only place has `p_max`.
+
+    Returns:
+        A value in [2, p_max].
+    """
+    if schedule == "constant":
+        return p_max
+    progress = min(max(index, 0) / max(length - 1, 1), 1.0)
+    share = (1.0 + math.cos(math.pi * progress)) / 2.0 if schedule == "cosine" else 1.0 - progress
+    return 2.0 + (p_max - 2.0) * share
+
+
+def p_following_lr(p_max: float, lr: float, peak_lr: float) -> float:
+    """The order of the norm with `p - 2` in proportion to the learning rate: `2 + (p_max - 2) * lr / peak_lr`.
+
+    Args:
+        p_max: value at the peak, at least 2; a learning rate above the peak does not go beyond it.
+        lr: learning rate in force.
+        peak_lr: learning rate at which p is `p_max`; where it is 0, p is `p_max`.
+    """
+    share = min(max(lr / peak_lr, 0.0), 1.0) if peak_lr > 0 else 1.0
+    return 2.0 + (p_max - 2.0) * share
+
+
+def unwrap_optimizer(optimizer: Any) -> Any:
+    """The innermost optimizer of Accelerate's and DeepSpeed's wrappers, which hold it as `.optimizer`."""
+    while not isinstance(optimizer, LpOptimizer) and getattr(optimizer, "optimizer", None) is not None:
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def unwrap_scheduler(lr_scheduler: Any) -> Any:
+    """The innermost scheduler of Accelerate's and DeepSpeed's wrappers, which hold it as `.scheduler`."""
+    while getattr(lr_scheduler, "scheduler", None) is not None:
+        lr_scheduler = lr_scheduler.scheduler
+    return lr_scheduler
+
+
+def is_tied(optimizer: Any) -> bool:
+    """Whether [`tie_p_schedule`] governs the `p` of this optimizer, wrapped or not."""
+    return getattr(unwrap_optimizer(optimizer), _TIE, None) is not None
+
+
+class PScheduleTie:
+    """What [`tie_p_schedule`] returns: the tie between an optimizer's p and an LR scheduler.
+
+    Attributes:
+        optimizer: the LPSGD or LPSGDM optimizer, unwrapped.
+        lr_scheduler: the LR scheduler that p follows, unwrapped.
+    """
+
+    def __init__(
+        self,
+        optimizer: LpOptimizer,
+        lr_scheduler: Any,
+        schedule: str,
+        num_training_steps: int,
+        num_warmup_steps: int,
+        granularity: str,
+        steps_per_epoch: int,
+    ) -> None:
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.schedule = schedule
+        self.num_training_steps = num_training_steps
+        self.num_warmup_steps = num_warmup_steps
+        self.granularity = granularity
+        self.steps_per_epoch = steps_per_epoch
+        self._handle = optimizer.register_step_pre_hook(self._before_step)
+
+    def get_p(self) -> list[float]:
+        """The value of p that the LR scheduler's present state calls for, one for each param group."""
+        return [self._p(group, index) for index, group in enumerate(self.optimizer.param_groups)]
+
+    def remove(self) -> None:
+        """Cut the tie; p stays as it is."""
+        self._handle.remove()
+        if getattr(self.optimizer, _TIE, None) is self:
+            delattr(self.optimizer, _TIE)
+
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._apply()
+
+    def _apply(self) -> None:
+        for group, p in zip(self.optimizer.param_groups, self.get_p(), strict=True):
+            group["p"] = p
+
+    def _p(self, group: dict[str, Any], index: int) -> float:
+        p_max = group["p_max"]
+        if self.schedule == "constant":
+            return p_max
+        if self.schedule == "lr":
+            return p_following_lr(p_max, float(group["lr"]), self._peak_lr(group, index))
+        step = scheduler_step(self.lr_scheduler)
+        if step < self.num_warmup_steps:
+            return p_max
+        if self.granularity == "epoch":
+            epochs = math.ceil(self.num_training_steps / self.steps_per_epoch)
+            return annealed_p(self.schedule, p_max, step // self.steps_per_epoch, epochs)
+        length = self.num_training_steps - self.num_warmup_steps
+        return annealed_p(self.schedule, p_max, step - self.num_warmup_steps, length)
+
+    def _peak_lr(self, group: dict[str, Any], index: int) -> float:
+        if "max_lr" in group:  # OneCycleLR, whose initial_lr is not its peak
+            return float(group["max_lr"])
+        max_lrs = getattr(self.lr_scheduler, "max_lrs", None)
+        if max_lrs and not _counts_evaluations(self.lr_scheduler):  # CyclicLR
+            return float(max_lrs[min(index, len(max_lrs) - 1)])
+        return float(group.get("initial_lr", self.optimizer.defaults["lr"]))
+
+
+def tie_p_schedule(
+    optimizer: Any,
+    lr_scheduler: Any,
+    schedule: str = "cosine",
+    *,
+    num_training_steps: int | None = None,
+    num_warmup_steps: int = 0,
+    granularity: str = "step",
+    steps_per_epoch: int | None = None,
+) -> PScheduleTie:
+    """Let the p of an optimizer follow an LR scheduler.
+
+    From now on each `optimizer.step()` first sets `group["p"]` in every param group from the group's `p_max` and the
+    LR scheduler's own step count and learning rate. There is nothing to save besides the optimizer and the LR
+    scheduler: after both are loaded, p goes on where it was. Tying again replaces the tie there was.
+
+    Args:
+        optimizer: an [`LPSGD`] or [`LPSGDM`], also as wrapped by Accelerate or DeepSpeed.
+        lr_scheduler: its LR scheduler, of torch, transformers or DeepSpeed, also as wrapped by Accelerate.
+        schedule: `"cosine"`, the paper's, from `p_max` to 2; `"linear"`; `"lr"`, with `p - 2` in proportion to the
+            learning rate over its peak, so that p follows any LR curve; `"constant"`, at `p_max`.
+        num_training_steps: the run's length, counted as `lr_scheduler.step()` counts; `cosine` and `linear` need it.
+            At the last of these steps p is 2, and it stays there.
+        num_warmup_steps: for how many of these steps `cosine` and `linear` hold p at `p_max` first.
+        granularity: `"step"`, or `"epoch"`, for which p changes only from epoch to epoch, by the paper's formula to
+            the letter (a warm-up holds p at `p_max` and leaves the formula as it is).
+        steps_per_epoch: LR scheduler steps in an epoch; `granularity="epoch"` needs it.
+
+    Returns:
+        The tie, whose `remove()` ends it and whose `get_p()` tells the values for the next step.
+
+    Raises:
+        ValueError: an argument is not one of the allowed, one that the schedule needs is missing, or the LR scheduler
+            counts evaluations (ReduceLROnPlateau, GreedyLR) where the schedule needs steps.
+    """
+    base = unwrap_optimizer(optimizer)
+    if not isinstance(base, LpOptimizer):
+        raise ValueError(
+            f"tie_p_schedule ties the p of LPSGD or LPSGDM, and this optimizer is {type(base).__name__}: it has no p."
+        )
+    scheduler = unwrap_scheduler(lr_scheduler)
+    check_choice("p schedule", schedule, P_SCHEDULES)
+    check_choice("granularity", granularity, GRANULARITIES)
+    if schedule in _WITH_HORIZON:
+        check_scheduler_counts_steps(type(scheduler).__name__, schedule, _counts_evaluations(scheduler))
+        scheduler_step(scheduler)
+        _check_count("num_training_steps", num_training_steps, 1, f"p schedule {schedule!r} needs it")
+        _check_count("num_warmup_steps", num_warmup_steps, 0, "0 is no warm-up")
+        if granularity == "epoch":
+            _check_count("steps_per_epoch", steps_per_epoch, 1, "granularity 'epoch' needs it")
+    elif schedule == "lr":
+        for group in base.param_groups:
+            # ReduceLROnPlateau leaves no trace of where it started; in the group, the checkpoint carries it.
+            group.setdefault("initial_lr", _first_lr(group, base, scheduler))
+    previous = getattr(base, _TIE, None)
+    if previous is not None:
+        previous.remove()
+    tie = PScheduleTie(
+        base, scheduler, schedule, num_training_steps or 1, num_warmup_steps, granularity, steps_per_epoch or 1
+    )
+    setattr(base, _TIE, tie)
+    tie._apply()
+    return tie
+
+
+def scheduler_step(lr_scheduler: Any) -> int:
+    """How many steps an (unwrapped) LR scheduler has made.
+
+    Raises:
+        ValueError: the scheduler does not tell.
+    """
+    for name in ("last_epoch", "last_batch_iteration"):  # torch's and DeepSpeed's
+        count = getattr(lr_scheduler, name, None)
+        if count is not None:
+            return max(int(count), 0)
+    members = getattr(lr_scheduler, "_schedulers", None)  # ChainedScheduler
+    if members:
+        return scheduler_step(members[0])
+    raise ValueError(
+        f"The LR scheduler {type(lr_scheduler).__name__} does not tell how many steps it has made (last_epoch), which "
+        "the p schedules 'cosine' and 'linear' go by. Use the p schedule 'lr' or 'constant', or a scheduler of torch "
+        "or transformers."
+    )
+
+
+def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    """Fail unless `value` is one of `allowed`.
+
+    Raises:
+        ValueError: names the option, the value and what is allowed.
+    """
+    if value not in allowed:
+        raise ValueError(f"Invalid {name}: {value!r}. It must be one of {', '.join(allowed)}.")
+
+
+def check_scheduler_counts_steps(scheduler_name: str, schedule: str, counts_evaluations: bool) -> None:
+    """Fail where a schedule of p that goes by steps meets an LR scheduler that counts evaluations.
+
+    Raises:
+        ValueError: says which p schedules work with this LR scheduler.
+    """
+    if schedule in _WITH_HORIZON and counts_evaluations:
+        raise ValueError(
+            f"The p schedule {schedule!r} goes by training steps, and the LR scheduler {scheduler_name} counts "
+            "evaluations. Use the p schedule 'lr' (p falls when the learning rate does) or 'constant'."
+        )
+
+
+def _counts_evaluations(lr_scheduler: Any) -> bool:
+    # GreedyLR is transformers', which this module does not import.
+    return isinstance(lr_scheduler, ReduceLROnPlateau) or type(lr_scheduler).__name__ == "GreedyLR"
+
+
+def _first_lr(group: dict[str, Any], optimizer: LpOptimizer, lr_scheduler: Any) -> float:
+    is_fresh = not getattr(lr_scheduler, "last_epoch", 0)
+    return float(group["lr"] if is_fresh else optimizer.defaults["lr"])
+
+
+def _check_count(name: str, value: Any, low: int, why: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ValueError(f"Invalid {name}: {value!r}. It must be an integer of at least {low}: {why}.")

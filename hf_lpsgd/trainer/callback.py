@@ -1,0 +1,93 @@
+"""The callback that ties p to the Trainer's LR scheduler and logs it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
+from transformers.training_args import TrainingArguments
+
+from ..optim.optimizer import LpOptimizer
+from ..schedules import is_tied, tie_p_schedule, unwrap_optimizer
+from .optim_args import validate_optim_args
+
+logger = logging.getLogger(__name__)
+
+
+class LpScheduleCallback(TrainerCallback):
+    """Ties p to the LR scheduler when training begins, and logs it wherever `learning_rate` is logged.
+
+    The Trainer has it by default once `hf_lpsgd` is imported; it does nothing for other optimizers.
+    """
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        validate_optim_args(args)
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        lr_scheduler: Any = None,
+        train_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        base = unwrap_optimizer(optimizer)
+        parsed = validate_optim_args(args)
+        if parsed is None:
+            if isinstance(base, LpOptimizer) and not is_tied(base):
+                logger.warning(
+                    "No p schedule is tied to the %s given to this Trainer, so p stays at p_max. "
+                    "Choose the optimizer by --optim, or call hf_lpsgd.tie_p_schedule.",
+                    type(base).__name__,
+                )
+            return
+        if not isinstance(base, LpOptimizer):
+            raise ValueError(
+                f"--optim {getattr(args.optim, 'value', args.optim)} was asked for and the Trainer trains with "
+                f"{type(base).__name__}, whose p cannot be tied. Give the Trainer no optimizer of its own "
+                "(nor one in a DeepSpeed config)."
+            )
+        steps_per_epoch = None
+        if parsed.p_granularity == "epoch":
+            steps_per_epoch = _update_steps_per_epoch(args, train_dataloader)
+        tie_p_schedule(
+            base,
+            lr_scheduler,
+            parsed.p_schedule,
+            num_training_steps=state.max_steps,
+            num_warmup_steps=args.get_warmup_steps(state.max_steps),
+            granularity=parsed.p_granularity,
+            steps_per_epoch=steps_per_epoch,
+        )
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        base = unwrap_optimizer(optimizer)
+        if not isinstance(base, LpOptimizer) or logs is None or "learning_rate" not in logs:
+            return
+        # The Trainer has put a copy of the logs in its history; the callbacks after this one are given `logs`.
+        for entry in (logs, state.log_history[-1]):
+            entry["p"] = base.param_groups[0]["p"]
+
+
+def _update_steps_per_epoch(args: TrainingArguments, train_dataloader: Any) -> int:
+    try:
+        batches = len(train_dataloader)
+    except TypeError:
+        raise ValueError(
+            "p_granularity=epoch needs to know how long an epoch is, and this training dataset has no length. "
+            "Use p_granularity=step."
+        ) from None
+    return max(-(-batches // args.gradient_accumulation_steps), 1)

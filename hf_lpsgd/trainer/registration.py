@@ -1,0 +1,104 @@
+"""Makes `lpsgd` and `lpsgdm` known to transformers, without replacing anything of it."""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import sys
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+from .optim_args import OPTIMIZERS, optimizer_class_and_kwargs
+
+_TRAINER = "transformers.trainer"
+_NEEDS = "hf_lpsgd needs transformers>=5.2,<6"
+
+
+def register() -> None:
+    """Make `lpsgd` and `lpsgdm` valid for `TrainingArguments(optim=...)`, once; `import hf_lpsgd` calls it.
+
+    The names become members of `OptimizerNames`, each with a handler, and every Trainer made from now on has
+    [`~hf_lpsgd.trainer.callback.LpScheduleCallback`].
+
+    Raises:
+        ImportError: transformers is missing, or lacks one of the places for this; says which and what to install.
+    """
+    if find_spec("transformers") is None:
+        raise ImportError(f"{_NEEDS}, which is not installed: pip install 'transformers>=5.2,<6'")
+    import transformers
+    from transformers import training_args
+
+    try:
+        from transformers.trainer_optimizer import _OPTIMIZER_HANDLERS as handlers
+    except ImportError:
+        raise ImportError(
+            f"{_NEEDS}, and {transformers.__version__} is installed, which has no "
+            "transformers.trainer_optimizer._OPTIMIZER_HANDLERS: pip install 'transformers>=5.2,<6'"
+        ) from None
+    from aenum import extend_enum
+
+    names = training_args.OptimizerNames
+    for name in OPTIMIZERS:
+        if name not in [member.value for member in names]:
+            extend_enum(names, name.upper(), name)
+        handlers[names(name)] = _handler
+    if _TRAINER in sys.modules:
+        _add_callback(sys.modules[_TRAINER])
+    elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
+        # Importing the Trainer takes seconds, which a script that does not use it should not pay.
+        sys.meta_path.insert(0, _AfterImport(_TRAINER, _add_callback))
+
+
+def _handler(context: Any) -> tuple[Any, dict[str, Any]]:
+    return optimizer_class_and_kwargs(context.args)
+
+
+def _add_callback(trainer_module: ModuleType) -> None:
+    from .callback import LpScheduleCallback
+
+    callbacks = getattr(trainer_module, "DEFAULT_CALLBACKS", None)
+    if not isinstance(callbacks, list):
+        raise ImportError(f"{_NEEDS}, and the one installed has no list transformers.trainer.DEFAULT_CALLBACKS")
+    if LpScheduleCallback not in callbacks:
+        callbacks.append(LpScheduleCallback)
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Calls `then(module)` right after the module `name` is imported for the first time."""
+
+    def __init__(self, name: str, then: Callable[[ModuleType], None]) -> None:
+        self.name = name
+        self.then = then
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != self.name:
+            return None
+        for finder in sys.meta_path:
+            spec = None if finder is self else finder.find_spec(fullname, path, target)
+            if spec is not None and spec.loader is not None:
+                spec.loader = _ThenLoader(spec.loader, self._finish)
+                return spec
+        return None
+
+    def _finish(self, module: ModuleType) -> None:
+        sys.meta_path.remove(self)
+        self.then(module)
+
+
+class _ThenLoader(importlib.abc.Loader):
+    def __init__(self, loader: importlib.abc.Loader, then: Callable[[ModuleType], None]) -> None:
+        self.loader = loader
+        self.then = then
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__spec__.loader = module.__loader__ = self.loader
+        self.loader.exec_module(module)
+        self.then(module)
