@@ -42,13 +42,22 @@ def register() -> None:
     names = training_args.OptimizerNames
     for name in OPTIMIZERS:
         if name not in [member.value for member in names]:
-            extend_enum(names, name.upper(), name)
+            member = extend_enum(names, name.upper(), name)
+            # A pickle of the member, as in training_args.bin, registers where it is read.
+            member.__reduce_ex__ = lambda protocol, name=name: (_registered_member, (name,))
         handlers[names(name)] = _handler
     if _TRAINER in sys.modules:
         _add_callback(sys.modules[_TRAINER])
     elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
         # Importing the Trainer takes seconds, which a script that does not use it should not pay.
         sys.meta_path.insert(0, _AfterImport(_TRAINER, _add_callback))
+
+
+def _registered_member(name: str) -> Any:
+    register()
+    from transformers.training_args import OptimizerNames
+
+    return OptimizerNames(name)
 
 
 def _handler(context: Any) -> tuple[Any, dict[str, Any]]:

@@ -1,0 +1,50 @@
+# The interpreter that .venv is made with.
+PYTHON ?= python3
+PYTEST_ARGS ?=
+DEMO_ARGS ?= --do_train --do_eval --optim lpsgdm --optim_args p_max=20,p_schedule=cosine \
+	--learning_rate 2e-3 --output_dir runs/digits --overwrite_output_dir
+
+BIN := .venv/bin
+
+# make adds a line of its own when a recipe fails, but not after $(error): so a failed set-up is told in one line.
+# Under `make -n` nothing is set up.
+dry_run = $(findstring n,$(firstword -$(MAKEFLAGS)))
+problem = $(if $(dry_run),,$(shell BASE_PYTHON='$(PYTHON)' ASKED_FOR='$(filter-out file,$(origin PYTHON))' sh .ci/setup))
+fail_if = $(if $(strip $(1)),$(error $(strip $(1))))
+
+.PHONY: help demo test check format setup clean
+
+help:
+	@echo "make demo     train a small image classifier with LPSGDM on scikit-learn's digits (flags: DEMO_ARGS)"
+	@echo "make test     lint, format, types, then the tests (flags for pytest: PYTEST_ARGS)"
+	@echo "make check    lint, format and types only"
+	@echo "make format   put the code into the format that check wants"
+	@echo "make setup    make .venv with the pinned versions of constraints.txt; the others do it when needed"
+	@echo "make clean    remove .venv and what the tools left behind; trained models in runs/ stay"
+	@echo "PYTHON=python3.12 names the interpreter that .venv is made with; it must be 3.10 or newer"
+
+demo: setup
+	@echo "demo: image classification with LPSGDM"
+	@$(BIN)/python examples/image_classification.py $(DEMO_ARGS)
+
+test: check
+	@echo "test: pytest"
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: setup
+	@echo "check: ruff check, ruff format --check, mypy"
+	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m ruff format --check .
+	@$(BIN)/python -m mypy
+
+format: setup
+	@$(BIN)/python -m ruff check --fix .
+	@$(BIN)/python -m ruff format .
+
+setup:
+	@$(call fail_if,$(problem)):
+
+clean:
+	@echo "clean: removing .venv, caches and build output"
+	@rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,6 @@
+"""`python -m hf_lpsgd SCRIPT ...`: see hf_lpsgd.runner."""
+
+from hf_lpsgd.runner import main
+
+if __name__ == "__main__":
+    main()

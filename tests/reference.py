@@ -1,0 +1,22 @@
+"""The two updates as the paper writes them, in float64 NumPy, slow and readable: the oracle of the tests."""
+
+import numpy as np
+
+
+def paper_p(p_max, epoch, epochs):
+    """p_s for s = `epoch`, counted from 1, of S = `epochs`."""
+    return 2 + (p_max - 2) * (1 + np.cos(np.pi * (epoch - 1) / (epochs - 1))) / 2
+
+
+def lpsgd_step(theta, gradient, *, lr, p, eps=1e-8, weight_decay=0.0):
+    rho = (p - 2) / (p - 1)
+    return (1 - lr * weight_decay) * theta - lr * gradient / (np.abs(gradient) + eps) ** rho
+
+
+def lpsgdm_step(theta, mean, gradient, *, lr, p, momentum=0.9, eps=1e-8, weight_decay=0.0):
+    mean = momentum * mean + (1 - momentum) * gradient
+    return lpsgd_step(theta, mean, lr=lr, p=p, eps=eps, weight_decay=weight_decay), mean
+
+
+def as_float64(tensor):
+    return tensor.detach().cpu().double().clone().numpy()

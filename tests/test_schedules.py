@@ -1,0 +1,259 @@
+import copy
+import math
+
+import pytest
+import torch
+from reference import paper_p
+from torch.optim import lr_scheduler as torch_schedulers
+
+from hf_lpsgd import LPSGD, LPSGDM, tie_p_schedule
+from hf_lpsgd.schedules import annealed_p, is_tied, p_following_lr
+
+STEPS, WARMUP, P_MAX = 12, 3, 20.0
+
+
+def make_optimizer(cls=LPSGDM, **options):
+    param = torch.ones(3, requires_grad=True)
+    return cls([param], **{"lr": 0.1, "p_max": P_MAX, **options})
+
+
+def linear_warmup(optimizer, warmup=WARMUP, steps=STEPS):
+    def factor(step):
+        return step / warmup if step < warmup else max(0.0, (steps - step) / (steps - warmup))
+
+    return torch_schedulers.LambdaLR(optimizer, factor)
+
+
+def run(optimizer, scheduler, steps=STEPS):
+    """Train `steps` steps; the p and lr that each step was made with."""
+    ps, lrs = [], []
+    for _ in range(steps):
+        for group in optimizer.param_groups:
+            for param in group["params"]:
+                param.grad = torch.ones_like(param)
+        lrs.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        ps.append(optimizer.param_groups[0]["p"])
+        scheduler.step()
+    return ps, lrs
+
+
+def test_cosine_holds_p_max_through_the_warm_up_and_then_is_the_papers_formula_over_the_steps():
+    optimizer = make_optimizer()
+    scheduler = linear_warmup(optimizer)
+    tie_p_schedule(optimizer, scheduler, "cosine", num_training_steps=STEPS, num_warmup_steps=WARMUP)
+    ps, _ = run(optimizer, scheduler)
+    annealed = [paper_p(P_MAX, s, STEPS - WARMUP) for s in range(1, STEPS - WARMUP + 1)]
+    assert ps == pytest.approx([P_MAX] * WARMUP + annealed, rel=1e-12)
+    assert ps[WARMUP] == P_MAX
+    assert ps[-1] == 2.0
+
+
+def test_linear_falls_by_equal_amounts_to_2():
+    optimizer = make_optimizer()
+    scheduler = linear_warmup(optimizer)
+    tie_p_schedule(optimizer, scheduler, "linear", num_training_steps=STEPS, num_warmup_steps=WARMUP)
+    ps, _ = run(optimizer, scheduler)
+    falls = [a - b for a, b in zip(ps[WARMUP:], ps[WARMUP + 1 :], strict=False)]
+    assert ps[: WARMUP + 1] == [P_MAX] * (WARMUP + 1)
+    assert falls == pytest.approx([18 / 8] * 8)
+    assert ps[-1] == 2.0
+
+
+def test_lr_keeps_p_minus_2_in_proportion_to_the_learning_rate():
+    optimizer = make_optimizer()
+    scheduler = linear_warmup(optimizer)
+    tie_p_schedule(optimizer, scheduler, "lr")
+    ps, lrs = run(optimizer, scheduler)
+    assert [p - 2 for p in ps] == pytest.approx([18 * lr / 0.1 for lr in lrs])
+    assert max(ps) == P_MAX
+
+
+def test_constant_stays_at_p_max():
+    optimizer = make_optimizer()
+    scheduler = linear_warmup(optimizer)
+    tie_p_schedule(optimizer, scheduler, "constant")
+    assert run(optimizer, scheduler)[0] == [P_MAX] * STEPS
+
+
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_epoch_granularity_is_the_papers_p_s_to_the_letter_also_in_a_shorter_last_epoch(warmup):
+    optimizer = make_optimizer()
+    scheduler = linear_warmup(optimizer, steps=17)
+    tie_p_schedule(
+        optimizer,
+        scheduler,
+        "cosine",
+        num_training_steps=17,
+        num_warmup_steps=warmup,
+        granularity="epoch",
+        steps_per_epoch=5,
+    )
+    ps, _ = run(optimizer, scheduler, 17)
+    expected = [paper_p(P_MAX, 1 + step // 5, 4) for step in range(17)]
+    assert ps == pytest.approx([P_MAX] * warmup + expected[warmup:], rel=1e-12)
+
+
+def test_a_scheduler_stepped_once_an_epoch_gives_the_papers_p_s():
+    optimizer = make_optimizer()
+    scheduler = torch_schedulers.CosineAnnealingLR(optimizer, 6)
+    tie_p_schedule(optimizer, scheduler, "cosine", num_training_steps=6)
+    ps, _ = run(optimizer, scheduler, 6)
+    assert ps == pytest.approx([paper_p(P_MAX, s, 6) for s in range(1, 7)], rel=1e-12)
+
+
+def test_p_stays_at_2_beyond_the_last_step_and_at_p_max_where_there_is_only_one():
+    assert annealed_p("cosine", P_MAX, 99, 10) == 2.0
+    assert annealed_p("linear", P_MAX, 99, 10) == 2.0
+    assert annealed_p("cosine", P_MAX, 0, 1) == P_MAX
+
+
+def test_a_learning_rate_beyond_its_peak_or_a_peak_of_0_gives_p_max():
+    assert p_following_lr(P_MAX, 0.3, 0.1) == P_MAX
+    assert p_following_lr(P_MAX, 0.0, 0.0) == P_MAX
+    assert p_following_lr(P_MAX, 0.0, 0.1) == 2.0
+
+
+def test_each_group_falls_from_its_own_p_max():
+    optimizer = make_optimizer()
+    optimizer.add_param_group({"params": [torch.ones(2, requires_grad=True)], "p_max": 6.0, "lr": 0.4})
+    scheduler = linear_warmup(optimizer)
+    tie = tie_p_schedule(optimizer, scheduler, "lr")
+    run(optimizer, scheduler, 7)
+    share = optimizer.param_groups[0]["lr"] / 0.1
+    assert tie.get_p() == pytest.approx([2 + 18 * share, 2 + 4 * share])
+
+
+def test_p_depends_on_nothing_but_the_schedulers_state():
+    optimizer = make_optimizer()
+    scheduler = linear_warmup(optimizer)
+    tie = tie_p_schedule(optimizer, scheduler, "cosine", num_training_steps=STEPS)
+    run(optimizer, scheduler, 5)
+    state = copy.deepcopy(scheduler.state_dict())
+    fifth = tie.get_p()
+    run(optimizer, scheduler, 4)
+    assert tie.get_p() != fifth
+    scheduler.load_state_dict(state)
+    assert tie.get_p() == fifth
+
+
+def test_steps_that_the_scheduler_does_not_make_leave_p_where_it_is():
+    optimizer = make_optimizer()
+    scheduler = linear_warmup(optimizer)
+    tie_p_schedule(optimizer, scheduler, "cosine", num_training_steps=STEPS)
+    run(optimizer, scheduler, 4)
+    before = optimizer.param_groups[0]["p"]
+    optimizer.step()
+    now = optimizer.param_groups[0]["p"]
+    optimizer.step()
+    assert now < before
+    assert optimizer.param_groups[0]["p"] == now
+
+
+def test_tying_again_replaces_the_tie_and_removing_it_leaves_p_as_it_is():
+    optimizer = make_optimizer()
+    scheduler = linear_warmup(optimizer)
+    tie_p_schedule(optimizer, scheduler, "constant")
+    tie = tie_p_schedule(optimizer, scheduler, "cosine", num_training_steps=STEPS)
+    assert len(optimizer._optimizer_step_pre_hooks) == 1
+    run(optimizer, scheduler, 6)
+    p = optimizer.param_groups[0]["p"]
+    tie.remove()
+    assert not is_tied(optimizer)
+    run(optimizer, scheduler, 3)
+    assert optimizer.param_groups[0]["p"] == p < P_MAX
+
+
+def test_lr_on_plateau_falls_with_the_learning_rate_also_after_a_resume():
+    def plateau(optimizer):
+        return torch_schedulers.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+
+    optimizer = make_optimizer()
+    scheduler = plateau(optimizer)
+    tie = tie_p_schedule(optimizer, scheduler, "lr")
+    for metric in (1.0, 1.0, 1.0):
+        scheduler.step(metric)
+    assert tie.get_p() == [2 + 18 / 4]
+
+    resumed = make_optimizer()
+    scheduler_of_resumed = plateau(resumed)
+    resumed.load_state_dict(optimizer.state_dict())
+    scheduler_of_resumed.load_state_dict(scheduler.state_dict())
+    assert tie_p_schedule(resumed, scheduler_of_resumed, "lr").get_p() == [2 + 18 / 4]
+
+
+def test_lr_knows_the_peak_of_one_cycle_and_cyclic_schedulers():
+    optimizer = make_optimizer()
+    scheduler = torch_schedulers.OneCycleLR(optimizer, max_lr=0.4, total_steps=STEPS, cycle_momentum=False)
+    tie_p_schedule(optimizer, scheduler, "lr")
+    ps, lrs = run(optimizer, scheduler, STEPS - 1)
+    assert [p - 2 for p in ps] == pytest.approx([18 * lr / 0.4 for lr in lrs])
+    optimizer = make_optimizer()
+    scheduler = torch_schedulers.CyclicLR(optimizer, 0.1, 0.5, step_size_up=4, cycle_momentum=False)
+    tie_p_schedule(optimizer, scheduler, "lr")
+    ps, lrs = run(optimizer, scheduler, 9)
+    assert [p - 2 for p in ps] == pytest.approx([18 * lr / 0.5 for lr in lrs])
+
+
+def test_schedulers_made_of_others_are_counted():
+    optimizer = make_optimizer()
+    parts = [torch_schedulers.ConstantLR(optimizer, 0.5, 2), torch_schedulers.ExponentialLR(optimizer, 0.9)]
+    chained = torch_schedulers.ChainedScheduler(parts)
+    tie = tie_p_schedule(optimizer, chained, "linear", num_training_steps=STEPS)
+    run(optimizer, chained, 5)
+    assert tie.get_p() == pytest.approx([annealed_p("linear", P_MAX, 5, STEPS)])
+    optimizer = make_optimizer()
+    parts = [torch_schedulers.LinearLR(optimizer), torch_schedulers.ExponentialLR(optimizer, 0.9)]
+    sequential = torch_schedulers.SequentialLR(optimizer, parts, milestones=[3])
+    tie = tie_p_schedule(optimizer, sequential, "linear", num_training_steps=STEPS)
+    run(optimizer, sequential, 5)
+    assert tie.get_p() == pytest.approx([annealed_p("linear", P_MAX, 5, STEPS)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schedule": "cosin"}, "Invalid p schedule: 'cosin'.* one of cosine, linear, lr, constant"),
+        ({"granularity": "batch"}, "Invalid granularity: 'batch'.* one of step, epoch"),
+        ({"num_training_steps": None}, "Invalid num_training_steps: None.*at least 1"),
+        ({"num_training_steps": 0}, "Invalid num_training_steps: 0.*at least 1"),
+        ({"num_training_steps": 2.5}, r"Invalid num_training_steps: 2\.5"),
+        ({"num_warmup_steps": -1}, "Invalid num_warmup_steps: -1.*at least 0"),
+        ({"granularity": "epoch"}, "Invalid steps_per_epoch: None.*'epoch' needs it"),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_line_and_tie_nothing(changes, message):
+    optimizer = make_optimizer()
+    arguments = {"schedule": "cosine", "num_training_steps": STEPS, **changes}
+    with pytest.raises(ValueError, match=message) as caught:
+        tie_p_schedule(optimizer, linear_warmup(optimizer), **arguments)
+    assert "\n" not in str(caught.value)
+    assert not is_tied(optimizer)
+
+
+def test_an_optimizer_without_p_is_refused_by_name():
+    optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.1)
+    with pytest.raises(ValueError, match="this optimizer is SGD"):
+        tie_p_schedule(optimizer, linear_warmup(optimizer), "constant")
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_a_scheduler_that_counts_evaluations_is_refused_with_what_to_use_instead(schedule):
+    optimizer = make_optimizer()
+    scheduler = torch_schedulers.ReduceLROnPlateau(optimizer)
+    with pytest.raises(ValueError, match=r"ReduceLROnPlateau counts evaluations\. Use the p schedule 'lr'"):
+        tie_p_schedule(optimizer, scheduler, schedule, num_training_steps=STEPS)
+
+
+def test_a_scheduler_that_does_not_count_is_refused_with_what_to_use_instead():
+    class Mute:
+        pass
+
+    optimizer = make_optimizer(LPSGD)
+    with pytest.raises(ValueError, match=r"Mute does not tell how many steps .* 'lr' or 'constant'"):
+        tie_p_schedule(optimizer, Mute(), "cosine", num_training_steps=STEPS)
+    assert tie_p_schedule(optimizer, Mute(), "lr").get_p() == [P_MAX]
+
+
+def test_the_formula_needs_no_scheduler():
+    assert annealed_p("cosine", P_MAX, 4, 9) == pytest.approx(2 + 18 * (1 + math.cos(math.pi / 2)) / 2)

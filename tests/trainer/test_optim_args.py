@@ -1,0 +1,106 @@
+import pytest
+from transformers import TrainingArguments
+
+from hf_lpsgd import LPSGD, LPSGDM
+from hf_lpsgd.trainer import OptimArgs, validate_optim_args
+from hf_lpsgd.trainer.optim_args import optimizer_class_and_kwargs
+
+KEYS_OF_LPSGDM = "p_max, momentum, eps, p_schedule, p_granularity, foreach, fused"
+
+
+def test_every_key_is_read_with_its_type():
+    parsed = OptimArgs.parse(
+        "lpsgdm",
+        "p_max=20, momentum=0.95,eps=1e-6,p_schedule=lr,p_granularity=epoch,foreach=False,fused=none",
+    )
+    assert parsed.p_schedule == "lr"
+    assert parsed.p_granularity == "epoch"
+    assert parsed.optimizer_kwargs == {"p_max": 20.0, "momentum": 0.95, "eps": 1e-6, "foreach": False, "fused": None}
+    assert type(parsed.optimizer_kwargs["p_max"]) is float
+
+
+@pytest.mark.parametrize("text", [None, "", "  "])
+def test_without_optim_args_the_defaults_hold(text):
+    parsed = OptimArgs.parse("lpsgd", text)
+    assert (parsed.optimizer_kwargs, parsed.p_schedule, parsed.p_granularity) == ({}, "cosine", "step")
+
+
+BAD = [
+    ("lpsgdm", "p_max=1.5", "Invalid p_max in optim_args: 1.5. It must be a finite number of at least 2"),
+    ("lpsgdm", "p_max=nan", "Invalid p_max in optim_args: nan. It must be a finite number of at least 2"),
+    ("lpsgdm", "p_max=inf", "Invalid p_max in optim_args: inf. It must be a finite number of at least 2"),
+    ("lpsgdm", "p_max=abc", "Invalid p_max in optim_args: 'abc'. It must be a finite number of at least 2"),
+    ("lpsgdm", "p_max", "'p_max' has no value. Write it as p_max=NUMBER with a number of at least 2."),
+    ("lpsgdm", "p_max=", "'p_max=' has no value. Write it as p_max=NUMBER"),
+    ("lpsgdm", "p_max=2=3", "Invalid p_max in optim_args: '2=3'"),
+    ("lpsgdm", "pmax=20", f"'pmax=20' has no known key. Did you mean p_max? The keys are {KEYS_OF_LPSGDM}"),
+    ("lpsgdm", "beta1=0.9", f"'beta1=0.9' has no known key. The keys are {KEYS_OF_LPSGDM}"),
+    ("lpsgdm", "p_max=20,", "'p_max=20,' has an empty entry. Remove the extra comma."),
+    ("lpsgdm", "p_max=20,p_max=6", "p_max is given twice"),
+    (
+        "lpsgdm",
+        "momentum=1.0",
+        "Invalid momentum in optim_args: 1.0. It must be a number of at least 0 and less than 1",
+    ),
+    ("lpsgdm", "eps=-1", "Invalid eps in optim_args: -1.0. It must be a finite number of at least 0"),
+    (
+        "lpsgdm",
+        "p_schedule=exp",
+        "Invalid p_schedule in optim_args: 'exp'. It must be one of cosine, linear, lr, constant",
+    ),
+    ("lpsgdm", "p_granularity=batch", "Invalid p_granularity in optim_args: 'batch'. It must be one of step, epoch"),
+    ("lpsgdm", "fused=maybe", "Invalid fused in optim_args: 'maybe'. It must be one of true, false, none"),
+    ("lpsgdm", "foreach=1", "Invalid foreach in optim_args: '1'. It must be one of true, false, none"),
+    ("lpsgdm", "lr=0.1", "'lr=0.1'. Give it as --learning_rate"),
+    ("lpsgdm", "weight_decay=-0.1", "'weight_decay=-0.1'. Give it as --weight_decay"),
+    (
+        "lpsgd",
+        "momentum=0.9",
+        "'momentum=0.9'. momentum is a key of lpsgdm; those of lpsgd are p_max, eps, p_schedule",
+    ),
+]
+
+
+@pytest.mark.parametrize(("optim", "text", "message"), BAD)
+def test_bad_optim_args_stop_the_trainers_constructor_with_one_line(optim, text, message, make_trainer):
+    with pytest.raises(ValueError, match="optim_args") as caught:
+        make_trainer(optim=optim, optim_args=text)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": -0.1}, r"Invalid lr \(--learning_rate\): -0.1"),
+        ({"learning_rate": float("nan")}, r"Invalid lr \(--learning_rate\): nan"),
+        ({"weight_decay": -0.1}, r"Invalid weight_decay \(--weight_decay\): -0.1"),
+        ({"optim_args": "fused=true"}, "no fused implementation"),
+        (
+            {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps", "eval_steps": 1},
+            "ReduceLROnPlateau counts evaluations. Use the p schedule 'lr'",
+        ),
+        (
+            {
+                "lr_scheduler_type": "greedy",
+                "eval_strategy": "steps",
+                "eval_steps": 1,
+                "optim_args": "p_schedule=linear",
+            },
+            "GreedyLR counts evaluations. Use the p schedule 'lr'",
+        ),
+    ],
+)
+def test_bad_training_arguments_stop_the_trainers_constructor_with_one_line(changes, message, make_trainer):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(**changes)
+
+
+def test_other_optimizers_are_none_of_its_business(tmp_path):
+    assert validate_optim_args(TrainingArguments(str(tmp_path), optim="sgd", optim_args="momentum=0.9")) is None
+
+
+@pytest.mark.parametrize(("name", "cls"), [("lpsgd", LPSGD), ("lpsgdm", LPSGDM)])
+def test_the_optimizer_gets_the_learning_rate_and_what_optim_args_say(name, cls, tmp_path):
+    args = TrainingArguments(str(tmp_path), optim=name, optim_args="p_max=6,p_schedule=lr", learning_rate=0.25)
+    assert optimizer_class_and_kwargs(args) == (cls, {"lr": 0.25, "p_max": 6.0})

@@ -1,0 +1,300 @@
+"""p in real runs of the Trainer."""
+
+import itertools
+import json
+import logging
+import math
+import os
+
+import pytest
+import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from reference import paper_p
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import SchedulerType
+
+from hf_lpsgd import LPSGD, LPSGDM, tie_p_schedule
+from hf_lpsgd.schedules import annealed_p, is_tied, unwrap_optimizer
+
+P_MAX = 20.0
+
+
+def logged(trainer, key="p"):
+    return [entry[key] for entry in trainer.state.log_history if "learning_rate" in entry]
+
+
+def anneal(steps, warmup=0, schedule="cosine"):
+    return [P_MAX] * warmup + [annealed_p(schedule, P_MAX, i, steps - warmup) for i in range(steps - warmup)]
+
+
+@pytest.mark.parametrize("name", ["lpsgd", "lpsgdm"])
+def test_p_is_p_max_through_the_warm_up_falls_to_2_and_is_saved_with_the_state(name, make_trainer, tmp_path):
+    trainer = make_trainer(
+        optim=name,
+        optim_args="p_max=20",
+        lr_scheduler_type="cosine",
+        warmup_steps=4,
+        max_steps=15,
+        save_strategy="steps",
+    )
+    trainer.train()
+    ps = logged(trainer)
+    assert type(unwrap_optimizer(trainer.optimizer)) is {"lpsgd": LPSGD, "lpsgdm": LPSGDM}[name]
+    assert ps == pytest.approx(anneal(15, warmup=4))
+    assert ps[:5] == [P_MAX] * 5
+    assert all(a > b for a, b in itertools.pairwise(ps[4:]))
+    assert ps[-1] == 2.0
+    with open(tmp_path / "out" / "checkpoint-15" / "trainer_state.json") as file:
+        history = json.load(file)["log_history"]
+    assert [entry["p"] for entry in history if "learning_rate" in entry] == ps
+    assert all(("p" in entry) == ("learning_rate" in entry) for entry in history)
+
+
+def test_tensorboard_and_the_console_get_p_with_the_learning_rate(make_trainer, tmp_path, monkeypatch, capsys):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tb"))
+    trainer = make_trainer(report_to=["tensorboard"], optim_args="p_max=20", max_steps=5)
+    trainer.train()
+    (folder,) = {os.path.dirname(path) for path in map(str, (tmp_path / "tb").rglob("events*"))}
+    events = event_accumulator.EventAccumulator(folder)
+    events.Reload()
+    assert [event.value for event in events.Scalars("train/p")] == pytest.approx(logged(trainer))
+    assert len(events.Scalars("train/learning_rate")) == 5
+    assert "'p': '20'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [
+        ({"num_train_epochs": 2}, 20),
+        ({"num_train_epochs": 1.5}, 15),
+        ({"length": 41, "num_train_epochs": 2}, 22),
+        ({"gradient_accumulation_steps": 3, "num_train_epochs": 2}, 8),
+        ({"gradient_accumulation_steps": 4, "max_steps": 7}, 7),
+        ({"length": 38, "gradient_accumulation_steps": 2, "num_train_epochs": 3, "warmup_steps": 0.2}, 15),
+    ],
+)
+def test_p_keeps_in_step_with_the_lr_scheduler(arguments, steps, make_trainer):
+    trainer = make_trainer(lr_scheduler_type="linear", **arguments)
+    trainer.train()
+    assert trainer.lr_scheduler.last_epoch == trainer.state.global_step == steps
+    assert logged(trainer) == pytest.approx(anneal(steps, trainer.args.get_warmup_steps(steps)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "steps_per_epoch", "epochs", "steps"),
+    [
+        ({"num_train_epochs": 4}, 10, 4, 40),
+        ({"length": 43, "gradient_accumulation_steps": 2, "num_train_epochs": 3}, 6, 3, 18),
+        ({"max_steps": 25}, 10, 3, 25),
+    ],
+)
+def test_epoch_granularity_gives_exactly_the_papers_p_s(arguments, steps_per_epoch, epochs, steps, make_trainer):
+    trainer = make_trainer(optim_args="p_max=20,p_granularity=epoch", **arguments)
+    trainer.train()
+    expected = [paper_p(P_MAX, 1 + step // steps_per_epoch, epochs) for step in range(steps)]
+    assert logged(trainer) == pytest.approx(expected, rel=1e-12)
+
+
+def test_epoch_granularity_without_a_length_is_refused_with_what_to_use_instead(make_trainer):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            while True:
+                yield {"inputs": torch.zeros(4), "labels": torch.tensor(0)}
+
+    arguments = {"dataset": Stream(), "max_steps": 4}
+    trainer = make_trainer(optim_args="p_granularity=epoch", **arguments)
+    with pytest.raises(ValueError, match=r"this training dataset has no length. Use p_granularity=step"):
+        trainer.train()
+    trainer = make_trainer(**arguments)
+    trainer.train()
+    assert logged(trainer) == pytest.approx(anneal(4))
+
+
+class OverflowAt(TrainerCallback):
+    """Trains through a real gradient scaler, and lets the gradients overflow at some optimizer steps."""
+
+    def __init__(self, attempts):
+        self.attempts = attempts
+        self.attempt = 0
+        self.skipped = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        scaler = torch.amp.GradScaler("cpu", init_scale=1.0, backoff_factor=0.5, growth_interval=1000)
+        base = self.trainer.optimizer.optimizer
+        scaled = AcceleratedOptimizer(base, device_placement=False, scaler=scaler)
+        self.trainer.optimizer = self.trainer.accelerator._optimizers[0] = scaled
+
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+        scaler = self.trainer.optimizer.scaler
+        scaler.scale(torch.ones(()))
+        if self.attempt in self.attempts:
+            next(model.parameters()).grad.fill_(math.inf)
+        self.attempt += 1
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self.skipped.append(self.trainer.accelerator.optimizer_step_was_skipped)
+
+
+def test_steps_skipped_for_overflow_leave_p_and_lr_in_step(make_trainer):
+    overflow = OverflowAt({2, 3, 6})
+    trainer = make_trainer(max_steps=10, lr_scheduler_type="linear", callbacks=[overflow], max_grad_norm=0.0)
+    overflow.trainer = trainer
+    trainer.train()
+    assert [i for i, skipped in enumerate(overflow.skipped) if skipped] == [2, 3, 6]
+    assert trainer.lr_scheduler.last_epoch == 7
+    made = [i for i in range(10) if i not in overflow.attempts]
+    lrs, ps = logged(trainer, "learning_rate"), logged(trainer)
+    assert [lrs[i] for i in made] == pytest.approx([1e-2 * (1 - t / 10) for t in range(7)])
+    assert [ps[i] for i in made] == pytest.approx(anneal(10)[:7])
+
+
+SCHEDULER_KWARGS = {
+    SchedulerType.COSINE_WITH_MIN_LR: {"min_lr": 1e-4},
+    SchedulerType.COSINE_WARMUP_WITH_MIN_LR: {"min_lr": 1e-4},
+    SchedulerType.WARMUP_STABLE_DECAY: {"num_decay_steps": 4},
+    SchedulerType.COSINE_WITH_RESTARTS: {"num_cycles": 2},
+    SchedulerType.REDUCE_ON_PLATEAU: {"patience": 0, "factor": 0.5, "threshold": 10.0},
+    SchedulerType.GREEDY: {"patience": 0, "factor": 0.5, "min_lr": 1e-4, "threshold": 10.0},
+}
+AT_EVALUATIONS = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
+
+
+def arguments_for(scheduler_type):
+    at_evaluations = {"eval_strategy": "steps", "eval_steps": 2} if scheduler_type in AT_EVALUATIONS else {}
+    return {
+        "lr_scheduler_type": scheduler_type.value,
+        "lr_scheduler_kwargs": SCHEDULER_KWARGS.get(scheduler_type, {}),
+        "warmup_steps": 3,
+        "max_steps": 12,
+        **at_evaluations,
+    }
+
+
+@pytest.mark.parametrize("scheduler_type", list(SchedulerType))
+def test_cosine_works_with_every_scheduler_that_counts_steps_and_is_refused_by_the_others(
+    scheduler_type, make_trainer
+):
+    if scheduler_type in AT_EVALUATIONS:
+        with pytest.raises(ValueError, match=r"counts evaluations\. Use the p schedule 'lr'"):
+            make_trainer(**arguments_for(scheduler_type))
+        return
+    trainer = make_trainer(**arguments_for(scheduler_type))
+    trainer.train()
+    assert logged(trainer) == pytest.approx(anneal(12, warmup=3))
+
+
+@pytest.mark.parametrize("scheduler_type", list(SchedulerType))
+def test_lr_follows_every_scheduler(scheduler_type, make_trainer):
+    trainer = make_trainer(optim_args="p_schedule=lr", **arguments_for(scheduler_type))
+    trainer.train()
+    ps, lrs = logged(trainer), logged(trainer, "learning_rate")
+    assert ps == pytest.approx([2 + 18 * min(lr / 1e-2, 1) for lr in lrs])
+    assert len(set(lrs)) > 1 or scheduler_type is SchedulerType.CONSTANT
+    assert len(set(ps)) > 1 or len(set(lrs)) == 1
+
+
+@pytest.mark.parametrize("scheduler_type", list(SchedulerType))
+def test_constant_stays_at_p_max_with_every_scheduler(scheduler_type, make_trainer):
+    trainer = make_trainer(optim_args="p_schedule=constant,p_max=6", **arguments_for(scheduler_type))
+    trainer.train()
+    assert logged(trainer) == [6.0] * 12
+
+
+@pytest.mark.parametrize("p_schedule", ["cosine", "lr"])
+def test_a_resumed_run_ends_bit_for_bit_as_the_uninterrupted_one(p_schedule, make_trainer):
+    arguments = {
+        "optim_args": f"p_schedule={p_schedule}",
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 3,
+        "max_steps": 14,
+        "save_strategy": "steps",
+        "save_steps": 5,
+    }
+    straight = make_trainer(**arguments)
+    straight.train()
+    resumed = make_trainer(**arguments)
+    resumed.train(resume_from_checkpoint=os.path.join(straight.args.output_dir, "checkpoint-5"))
+    for a, b in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    keys = ("step", "p", "learning_rate", "loss", "grad_norm")
+    histories = [
+        [[entry.get(key) for key in keys] for entry in trainer.state.log_history if "loss" in entry]
+        for trainer in (straight, resumed)
+    ]
+    assert histories[0] == histories[1]
+    assert len(histories[0]) == 14
+
+
+@pytest.mark.parametrize("scheduler_type", AT_EVALUATIONS)
+def test_a_resumed_run_remembers_the_peak_of_a_scheduler_that_counts_evaluations(scheduler_type, make_trainer):
+    arguments = {**arguments_for(scheduler_type), "save_strategy": "steps", "save_steps": 6}
+    straight = make_trainer(optim_args="p_schedule=lr", **arguments)
+    straight.train()
+    resumed = make_trainer(optim_args="p_schedule=lr", **arguments)
+    resumed.train(resume_from_checkpoint=os.path.join(straight.args.output_dir, "checkpoint-6"))
+    assert logged(resumed) == logged(straight)
+    assert logged(straight)[6] not in (2.0, P_MAX)
+
+
+def test_training_twice_anneals_twice(make_trainer):
+    trainer = make_trainer(max_steps=6)
+    trainer.train()
+    trainer.train()
+    assert logged(trainer) == pytest.approx(anneal(6))
+
+
+def test_subclasses_of_the_trainer_need_no_change(make_trainer):
+    class Subclass(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+            self.was_used = True
+            return super().compute_loss(model, inputs, return_outputs=return_outputs, **kwargs)
+
+    trainer = make_trainer(trainer_class=Subclass, max_steps=4)
+    trainer.train()
+    assert trainer.was_used
+    assert logged(trainer) == pytest.approx(anneal(4))
+
+
+def test_weight_decay_reaches_the_groups_that_the_trainer_decays(make_trainer):
+    trainer = make_trainer(weight_decay=0.1, max_steps=1)
+    trainer.train()
+    assert [group["weight_decay"] for group in unwrap_optimizer(trainer.optimizer).param_groups] == [0.1, 0.0]
+
+
+def own_optimizer(trainer_model):
+    optimizer = LPSGDM(trainer_model.parameters(), lr=1e-2, p_max=6.0)
+    return optimizer, torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, 8)
+
+
+def test_an_optimizer_of_the_users_own_keeps_the_tie_the_user_made(make_trainer):
+    model = make_trainer().model
+    optimizer, scheduler = own_optimizer(model)
+    tie_p_schedule(optimizer, scheduler, "linear", num_training_steps=8)
+    trainer = make_trainer(optim="adamw_torch", model=model, optimizers=(optimizer, scheduler), max_steps=8)
+    trainer.train()
+    assert logged(trainer) == pytest.approx([annealed_p("linear", 6.0, i, 8) for i in range(8)])
+
+
+def test_an_optimizer_of_the_users_own_without_a_tie_stays_at_p_max_with_a_warning(make_trainer, caplog):
+    model = make_trainer().model
+    trainer = make_trainer(optim="adamw_torch", model=model, optimizers=own_optimizer(model), max_steps=3)
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert logged(trainer) == [6.0] * 3
+    assert "No p schedule is tied to the LPSGDM" in caplog.text
+
+
+def test_asking_for_lpsgdm_and_giving_another_optimizer_is_refused(make_trainer):
+    model = make_trainer().model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = make_trainer(model=model, optimizers=(optimizer, None), max_steps=3)
+    with pytest.raises(ValueError, match="--optim lpsgdm was asked for and the Trainer trains with SGD"):
+        trainer.train()
+
+
+def test_other_optimizers_train_as_before(make_trainer):
+    trainer = make_trainer(optim="adamw_torch", max_steps=3)
+    trainer.train()
+    assert not any("p" in entry for entry in trainer.state.log_history)
+    assert not is_tied(trainer.optimizer)
