@@ -95,14 +95,16 @@ class PScheduleTie:
         num_warmup_steps: int,
         granularity: str,
         steps_per_epoch: int,
+        stride: int,
     ) -> None:
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.schedule = schedule
-        self.num_training_steps = num_training_steps
-        self.num_warmup_steps = num_warmup_steps
+        self.num_training_steps = math.ceil(num_training_steps / stride)
+        self.num_warmup_steps = math.ceil(num_warmup_steps / stride)
         self.granularity = granularity
-        self.steps_per_epoch = steps_per_epoch
+        self.steps_per_epoch = math.ceil(steps_per_epoch / stride)
+        self._stride = stride
         self._handle = optimizer.register_step_pre_hook(self._before_step)
 
     def get_p(self) -> list[float]:
@@ -128,7 +130,7 @@ class PScheduleTie:
             return p_max
         if self.schedule == "lr":
             return p_following_lr(p_max, float(group["lr"]), self._peak_lr(group, index))
-        step = scheduler_step(self.lr_scheduler)
+        step = scheduler_step(self.lr_scheduler) // self._stride
         if step < self.num_warmup_steps:
             return p_max
         if self.granularity == "epoch":
@@ -167,8 +169,8 @@ def tie_p_schedule(
         lr_scheduler: its LR scheduler, of torch, transformers or DeepSpeed, also as wrapped by Accelerate.
         schedule: `"cosine"`, the paper's, from `p_max` to 2; `"linear"`; `"lr"`, with `p - 2` in proportion to the
             learning rate over its peak, so that p follows any LR curve; `"constant"`, at `p_max`.
-        num_training_steps: the run's length, counted as `lr_scheduler.step()` counts; `cosine` and `linear` need it.
-            At the last of these steps p is 2, and it stays there.
+        num_training_steps: the run's length, the number the LR scheduler itself was given; `cosine` and `linear` need
+            it. At the last of these steps p is 2, and it stays there.
         num_warmup_steps: for how many of these steps `cosine` and `linear` hold p at `p_max` first.
         granularity: `"step"`, or `"epoch"`, for which p changes only from epoch to epoch, by the paper's formula to
             the letter (a warm-up holds p at `p_max` and leaves the formula as it is).
@@ -204,7 +206,14 @@ def tie_p_schedule(
     if previous is not None:
         previous.remove()
     tie = PScheduleTie(
-        base, scheduler, schedule, num_training_steps or 1, num_warmup_steps, granularity, steps_per_epoch or 1
+        base,
+        scheduler,
+        schedule,
+        num_training_steps or 1,
+        num_warmup_steps,
+        granularity,
+        steps_per_epoch or 1,
+        steps_per_update(lr_scheduler),
     )
     setattr(base, _TIE, tie)
     tie._apply()
@@ -217,10 +226,10 @@ def scheduler_step(lr_scheduler: Any) -> int:
     Raises:
         ValueError: the scheduler does not tell.
     """
-    for name in ("last_epoch", "last_batch_iteration"):  # torch's and DeepSpeed's
-        count = getattr(lr_scheduler, name, None)
-        if count is not None:
-            return max(int(count), 0)
+    if hasattr(lr_scheduler, "last_epoch"):
+        return max(int(lr_scheduler.last_epoch), 0)
+    if hasattr(lr_scheduler, "last_batch_iteration"):  # DeepSpeed's schedulers, which count from -1
+        return max(int(lr_scheduler.last_batch_iteration) + 1, 0)
     members = getattr(lr_scheduler, "_schedulers", None)  # ChainedScheduler
     if members:
         return scheduler_step(members[0])
@@ -229,6 +238,20 @@ def scheduler_step(lr_scheduler: Any) -> int:
         "the p schedules 'cosine' and 'linear' go by. Use the p schedule 'lr' or 'constant', or a scheduler of torch "
         "or transformers."
     )
+
+
+def steps_per_update(lr_scheduler: Any) -> int:
+    """How many steps the LR scheduler makes for one optimizer step.
+
+    It is 1, but for a scheduler that Accelerate prepared without `split_batches`: that one makes as many steps as
+    there are processes.
+    """
+    wrapper = type(lr_scheduler).__name__
+    if wrapper != "AcceleratedScheduler" or lr_scheduler.split_batches or not lr_scheduler.step_with_optimizer:
+        return 1
+    from accelerate.state import AcceleratorState
+
+    return AcceleratorState().num_processes
 
 
 def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
