@@ -1,0 +1,255 @@
+"""The images for image_classification.py: where they come from, their columns and splits, and their random views."""
+
+import math
+import os
+import random
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import datasets
+import numpy as np
+import torch
+from huggingface_hub.utils import logging as hub_logging
+from PIL import Image, ImageOps
+
+AUGMENTATIONS = ("auto", "none", "shift", "shift_flip", "resized_crop_flip")
+
+
+@dataclass
+class DataArguments:
+    """Which images, and what is done to them."""
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Hub name, or local folder that `load_dataset` reads. Default: the digits."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
+    train_dir: str | None = field(default=None, metadata={"help": "Training images, one folder a class."})
+    validation_dir: str | None = field(default=None, metadata={"help": "Evaluation images, one folder a class."})
+    train_split_name: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split_name: str | None = field(
+        default=None,
+        metadata={"help": "Split to evaluate on. Default: validation, or test, or a part of the training split."},
+    )
+    train_val_split: float = field(
+        default=0.15, metadata={"help": "Share of the training split held out where there is no split to evaluate on."}
+    )
+    image_column_name: str | None = field(default=None, metadata={"help": "Default: the only column of images."})
+    label_column_name: str | None = field(default=None, metadata={"help": "Default: the only column of labels."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many images at most."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many images at most."})
+    image_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Side of the square a from-scratch model sees. Default: the images' own up to 64, else 224."
+        },
+    )
+    augmentation: str = field(
+        default="auto",
+        metadata={
+            "help": f"One of {', '.join(AUGMENTATIONS)}. A shift is by up to an eighth of the side; shift alone "
+            "leaves half of the images as they are. auto: shift for the digits, shift_flip up to 64 pixels, then "
+            "resized_crop_flip."
+        },
+    )
+
+    @property
+    def is_digits(self) -> bool:
+        return self.dataset_name is None and self.train_dir is None and self.validation_dir is None
+
+    def check(self) -> None:
+        if self.dataset_name and (self.train_dir or self.validation_dir):
+            fail("--dataset_name and --train_dir/--validation_dir exclude each other: pass one of them")
+        for name in ("train_dir", "validation_dir"):
+            folder = getattr(self, name)
+            if folder is not None and not Path(folder).is_dir():
+                fail(f"--{name} {folder!r}: no such folder; it must hold one folder of images for each class")
+        for name in ("max_train_samples", "max_eval_samples", "image_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                fail(f"--{name} must be at least 1, not {value}")
+        if not 0 < self.train_val_split < 1:
+            fail(f"--train_val_split must be between 0 and 1, not {self.train_val_split}")
+        if self.augmentation not in AUGMENTATIONS:
+            fail(f"--augmentation must be one of {', '.join(AUGMENTATIONS)}, not {self.augmentation!r}")
+
+
+def fail(message: str) -> NoReturn:
+    """End the run with one line, printed by the first process only."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def load_digits() -> datasets.DatasetDict:
+    """scikit-learn's 1,797 digits, always split in the same way: 1,437 to train on, 360 to evaluate on."""
+    from sklearn.datasets import load_digits as sklearn_digits
+
+    digits = sklearn_digits()
+    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)})
+    rows = {"image": [Image.fromarray(array) for array in pixels], "label": digits.target}
+    dataset = datasets.Dataset.from_dict(rows, features=features)
+    halves = dataset.train_test_split(test_size=360, stratify_by_column="label", seed=42)
+    return datasets.DatasetDict(train=halves["train"], validation=halves["test"])
+
+
+def load_splits(args: DataArguments, cache_dir: str | None) -> datasets.DatasetDict:
+    """All splits of the dataset that `args` names."""
+    if args.is_digits:
+        return load_digits()
+    name, folders = args.dataset_name, {"train": args.train_dir, "validation": args.validation_dir}
+    files = {split: str(Path(folder) / "**") for split, folder in folders.items() if folder}
+    verbosity = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()  # a Hub out of reach would be told six times before it is an error
+    try:
+        if name is None:
+            return datasets.load_dataset("imagefolder", data_files=files, drop_labels=False, cache_dir=cache_dir)
+        local = Path(name).expanduser()
+        if name.startswith((".", "/", "~")) and not local.is_dir():
+            fail(f"--dataset_name {name!r}: no such folder")
+        path = str(local) if local.is_dir() else name
+        return datasets.load_dataset(path, args.dataset_config_name, cache_dir=cache_dir)
+    except Exception as error:  # `datasets` raises a dozen kinds for a dataset that cannot be had
+        source = f"--dataset_name {name!r}" if name is not None else f"images in {', '.join(files.values())}"
+        fail(f"cannot load {source}: {first_line(error)}")
+    finally:
+        hub_logging.set_verbosity(verbosity)
+
+
+def find_columns(dataset: datasets.Dataset, args: DataArguments) -> tuple[str, str]:
+    """The names of the image and the label column: those given, else the only ones of their type."""
+    features = dataset.features
+    listing = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
+    names = []
+    for what, kind, given in (
+        ("image", datasets.Image, args.image_column_name),
+        ("label", datasets.ClassLabel, args.label_column_name),
+    ):
+        option = f"--{what}_column_name"
+        found = [name for name, feature in features.items() if isinstance(feature, kind)]
+        if not found and what == "label":
+            found = [name for name in ("label", "labels") if name in features]
+        if given is not None and given not in features:
+            fail(f"{option} {given!r}: the dataset has no such column; its columns: {listing}")
+        if given is not None and what == "image" and not isinstance(features[given], datasets.Image):
+            fail(f"{option} {given!r} holds no images; the dataset's columns: {listing}")
+        if given is None and len(found) != 1:
+            fail(f"{'no' if not found else 'more than one'} {what} column found: pass {option}; columns: {listing}")
+        names.append(given or found[0])
+    return names[0], names[1]
+
+
+def with_class_labels(splits: datasets.DatasetDict, column: str) -> datasets.DatasetDict:
+    """`splits` with `column` as ClassLabel, made from text or whole numbers where it is not one yet."""
+    if isinstance(next(iter(splits.values())).features[column], datasets.ClassLabel):
+        return splits
+    values = {value for split in splits.values() for value in split.unique(column)}
+    if values and all(isinstance(value, str) for value in values):
+        names = sorted(values)
+    elif values and all(isinstance(value, int) and value >= 0 for value in values):
+        names = [str(value) for value in range(max(values) + 1)]
+    else:
+        fail(f"the label column {column!r} must hold class names or whole numbers from 0, in every row")
+    return splits.cast_column(column, datasets.ClassLabel(names=names))
+
+
+def choose_splits(
+    splits: datasets.DatasetDict, args: DataArguments, label: str, do_train: bool, do_eval: bool
+) -> tuple[datasets.Dataset | None, datasets.Dataset | None]:
+    """The datasets to train and to evaluate on; None for what is not asked for."""
+    available = ", ".join(splits)
+
+    def split(name: str, option: str) -> datasets.Dataset:
+        if name not in splits:
+            fail(f"{option} {name!r}: the dataset has no such split; its splits: {available}")
+        if min(splits[name].unique(label), default=-1) < 0:
+            fail(f"{option} {name!r} has no images, or images without a label; the dataset's splits: {available}")
+        return splits[name]
+
+    train = evaluation = None
+    eval_name = args.eval_split_name or next((name for name in ("validation", "test") if name in splits), None)
+    if do_train or (do_eval and eval_name is None):
+        train = split(args.train_split_name, "--train_split_name")
+    if do_eval and eval_name is not None:
+        evaluation = split(eval_name, "--eval_split_name")
+    elif do_eval and train is not None:
+        try:
+            parts = train.train_test_split(args.train_val_split, seed=42, stratify_by_column=label)
+        except ValueError:  # too few images of some class
+            parts = train.train_test_split(args.train_val_split, seed=42)
+        train, evaluation = parts["train"], parts["test"]
+    if train is not None and args.max_train_samples is not None:
+        train = train.shuffle(seed=42).select(range(min(args.max_train_samples, len(train))))
+    if evaluation is not None and args.max_eval_samples is not None:
+        evaluation = evaluation.shuffle(seed=42).select(range(min(args.max_eval_samples, len(evaluation))))
+    return (train if do_train else None), evaluation
+
+
+def augment(image: Image.Image, height: int, width: int, kind: str, rng: random.Random) -> Image.Image:
+    """A random view of `image`, `height` by `width` pixels."""
+    if kind == "resized_crop_flip":
+        # As wide a choice of windows as is usual for ImageNet: 8 to 100% of the area, sides from 3:4 to 4:3.
+        area = image.width * image.height * rng.uniform(0.08, 1.0)
+        ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = min(image.width, math.sqrt(area * ratio)), min(image.height, math.sqrt(area / ratio))
+        left, top = rng.uniform(0, image.width - w), rng.uniform(0, image.height - h)
+        image = image.resize((width, height), Image.Resampling.BILINEAR, box=(left, top, left + w, top + h))
+    else:
+        if image.size != (width, height):
+            image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+        margin = max(1, min(height, width) // 8)
+        x, y = rng.randint(0, 2 * margin), rng.randint(0, 2 * margin)
+        if kind != "shift" or rng.random() < 0.5:
+            image = ImageOps.expand(image, margin).crop((x, y, x + width, y + height))
+    if kind.endswith("flip") and rng.random() < 0.5:
+        image = ImageOps.mirror(image)
+    return image
+
+
+class ImageDataset(torch.utils.data.Dataset):
+    """Images as the model wants them; every random view follows from (seed, epoch, index) alone.
+
+    So neither a resumed run, nor another number of data workers or processes, sees other images.
+
+    Args:
+        data: dataset with a column of images and one of labels.
+        columns: names of the two.
+        processor: image processor of the model.
+        mode: `L` or `RGB`, what images are converted to.
+        kind: one of AUGMENTATIONS but `auto`; with `none` the processor alone prepares the images.
+        seed: of the random views.
+    """
+
+    def __init__(self, data: Any, columns: tuple[str, str], processor: Any, mode: str, kind: str, seed: int) -> None:
+        self.data, self.processor, self.mode, self.kind, self.seed = data, processor, mode, kind, seed
+        self.image_column, self.label_column = columns
+        # Shared memory: data workers that outlive an epoch must see the new number too.
+        self.epoch = torch.zeros((), dtype=torch.long).share_memory_()
+        size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
+        edge = size.get("shortest_edge")
+        self.height, self.width = size.get("height", edge), size.get("width", edge)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        rows = self.data[indices]
+        images = [image.convert(self.mode) for image in rows[self.image_column]]
+        ready = {}
+        if self.kind != "none":
+            epoch = int(self.epoch)
+            for place, index in enumerate(indices):
+                rng = random.Random(f"{self.seed} {epoch} {index}")
+                images[place] = augment(images[place], self.height, self.width, self.kind, rng)
+            ready = {"do_resize": False, "do_center_crop": False}
+        pixels = self.processor(images, return_tensors="pt", **ready)["pixel_values"]
+        return [{"pixel_values": p, "labels": y} for p, y in zip(pixels, rows[self.label_column], strict=True)]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
