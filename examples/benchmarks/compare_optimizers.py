@@ -47,14 +47,14 @@ CONTENDERS = (
     Contender("SGD, momentum 0.9", ("--optim", "sgd", "--optim_args", "momentum=0.9"), (0.01, 0.03, 0.1, 0.3, 1.0)),
     lpsgdm(2, (0.03, 0.1, 0.3, 1.0, 3.0)),
     lpsgdm(3, (0.01, 0.03, 0.1, 0.3)),
-    lpsgdm(6, (3e-3, 0.01, 0.03, 0.1)),
-    lpsgdm(12, (1e-3, 3e-3, 0.01, 0.03)),
-    lpsgdm(20, (1e-3, 3e-3, 0.01, 0.03)),
+    lpsgdm(6, (1e-3, 3e-3, 0.01, 0.03)),
+    lpsgdm(12, (3e-4, 1e-3, 3e-3, 0.01)),
+    lpsgdm(20, (3e-4, 1e-3, 3e-3, 0.01)),
     lpsgdm(50, (3e-4, 1e-3, 3e-3, 0.01)),
 )
 
 
-def accuracy(contender: Contender, rate: float, seed: int, epochs: int) -> float:
+def accuracy(contender: Contender, rate: float, seed: int, epochs: int, overrides: str | None) -> float:
     """Train once with the example script; the accuracy on the evaluation split after the last epoch."""
     with tempfile.TemporaryDirectory() as folder:
         flags = f"--do_train --do_eval --num_train_epochs {epochs} --learning_rate {rate} --seed {seed} --use_cpu"
@@ -116,6 +116,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--num_train_epochs", type=int, default=15)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="the first one picks the rates")
+    parser.add_argument("--config_overrides", help="changes to the model, as in image_classification.py")
     args = parser.parse_args()
     origin = provenance()
     runs = sum(len(contender.rates) + len(args.seeds) - 1 for contender in CONTENDERS)
@@ -125,13 +126,13 @@ def main() -> None:
             by_rate = {}
             for rate in contender.rates:
                 progress.set_description(f"{contender.name}, lr {rate:g}")
-                by_rate[rate] = accuracy(contender, rate, args.seeds[0], args.num_train_epochs)
+                by_rate[rate] = accuracy(contender, rate, args.seeds[0], args.num_train_epochs, args.config_overrides)
                 progress.update()
             best = max(by_rate, key=lambda rate: by_rate[rate])
             scores = [by_rate[best]]
             for seed in args.seeds[1:]:
                 progress.set_description(f"{contender.name}, seed {seed}")
-                scores.append(accuracy(contender, best, seed, args.num_train_epochs))
+                scores.append(accuracy(contender, best, seed, args.num_train_epochs, args.config_overrides))
                 progress.update()
             results.append(
                 {
@@ -142,7 +143,11 @@ def main() -> None:
                 }
             )
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    settings = {"num_train_epochs": args.num_train_epochs, "seeds": args.seeds}
+    settings = {
+        "config_overrides": args.config_overrides,
+        "num_train_epochs": args.num_train_epochs,
+        "seeds": args.seeds,
+    }
     (args.output_dir / "results.json").write_text(
         json.dumps({**origin, **settings, "results": results}, indent=2) + "\n"
     )
