@@ -128,7 +128,11 @@ def _local(param: Tensor, grad: Tensor, buffer: Tensor | None) -> _Block:
     from torch.distributed.tensor import DTensor
 
     assert isinstance(param, DTensor)
-    assert isinstance(grad, DTensor)
+    if not isinstance(grad, DTensor):
+        raise ValueError(
+            f"A parameter of shape {tuple(param.shape)} is a DTensor and its gradient a plain tensor: which part of it "
+            "is meant? Make it one with torch.distributed.tensor.distribute_tensor."
+        )
     if grad.placements != param.placements:
         grad = grad.redistribute(param.device_mesh, param.placements)
     local_buffer = buffer.to_local() if isinstance(buffer, DTensor) else buffer

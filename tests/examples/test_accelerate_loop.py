@@ -1,0 +1,253 @@
+"""The plain Accelerate loop, run as a script on one process and on two."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from launch import torchrun
+from safetensors.torch import load_file
+
+from hf_lpsgd.schedules import annealed_p
+
+event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+pytest.importorskip("sklearn")
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "accelerate_loop.py"
+WORKER = Path(__file__).with_name("accelerate_loop_worker.py")
+STEPS, WARMUP, P_MAX, LR = 8, 2, 20.0, 2e-3
+EXPECTED_P = [P_MAX] * WARMUP + [annealed_p("cosine", P_MAX, i, STEPS - WARMUP) for i in range(STEPS - WARMUP)]
+
+SHORT = ["--cpu", "--with_tracking", "--max_train_steps", str(STEPS), "--num_warmup_steps", str(WARMUP)]
+SAVED = [*SHORT, "--batch_size", "250", "--checkpointing_steps", "3"]  # 6 batches an epoch
+
+TWO = {
+    "plain": [*SHORT, "--batch_size", "16"],
+    "split": [*SHORT, "--batch_size", "32", "--split_batches"],
+    "accumulated": [*SHORT, "--batch_size", "16", "--gradient_accumulation_steps", "2"],
+    "split and accumulated": [*SHORT, "--batch_size", "32", "--split_batches", "--gradient_accumulation_steps", "2"],
+    # 3 batches an epoch on each process, so that every second accumulation is cut short by the epoch's end.
+    "accumulated over epochs": [*SHORT, "--batch_size", "256", "--gradient_accumulation_steps", "2"],
+    "saved": [*SAVED, "--gradient_accumulation_steps", "2"],
+    "resumed": [*SAVED, "--gradient_accumulation_steps", "2", "--resume_from_checkpoint", "saved/step_3"],
+}
+ONE = {
+    "plain": [*SHORT, "--batch_size", "32"],
+    "accumulated": [*SHORT, "--batch_size", "32", "--gradient_accumulation_steps", "2"],
+    "bf16": [*SHORT, "--mixed_precision", "bf16"],
+    "trained": ["--cpu", "--num_epochs", "8", "--checkpointing_steps", "epoch"],
+    "saved": SAVED,
+    "resumed in an epoch": [*SAVED, "--resume_from_checkpoint", "saved/step_3"],
+    "resumed at an epoch's end": [*SAVED, "--resume_from_checkpoint", "saved/step_6"],
+    "resumed when done": ["--cpu", "--num_epochs", "8", "--resume_from_checkpoint", "trained/epoch_8"],
+    **{f"schedule {name}": [*SHORT, "--p_schedule", name] for name in ("linear", "lr", "constant")},
+}
+BAD = {
+    "--p_schedule poly": "Invalid p schedule: 'poly'. It must be one of cosine, linear, lr, constant.",
+    "--p_max 1": "Invalid p_max: 1.0. It must be a finite number of at least 2 "
+    "(2 is SGD, 1e6 is sign descent in effect).",
+    "--lr nan": "Invalid lr: nan. It must be a finite number of at least 0.",
+    "--lr much": "argument --lr: invalid float value: 'much'",
+    "--batch_size 0": "argument --batch_size: '0' is not a whole number of at least 1",
+    "--checkpointing_steps 0": "--checkpointing_steps '0' is neither 'epoch' nor a whole number of at least 1",
+    "--num_warmup_steps 1.5": "--num_warmup_steps 1.5 is neither a number of steps nor a share of them",
+    "--resume_from_checkpoint nowhere": "--resume_from_checkpoint 'nowhere' is no folder that a save by "
+    "--checkpointing_steps completed",
+    "--resume_from_checkpoint cut/unfinished_step_3": "--resume_from_checkpoint 'cut/unfinished_step_3' is no folder "
+    "that a save by --checkpointing_steps completed",
+    "--epochs 3": "unrecognized arguments: --epochs 3",
+}
+
+
+def requests_for(argvs, folder):
+    requests = {name: {"argv": [*argv, "--output_dir", name]} for name, argv in argvs.items()}
+    for name in {"saved", "resumed", "resumed in an epoch", "resumed at an epoch's end"} & requests.keys():
+        requests[name]["dropout"] = 0.1
+    for name in {"cut"} & requests.keys():
+        requests[name]["save_fails"] = True
+    path = folder / "requests.json"
+    path.write_text(json.dumps(requests))
+    return path
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """The folder in which two processes made the runs of TWO, once it is sure that there were two."""
+    folder = tmp_path_factory.mktemp("two")
+    done = torchrun(2, WORKER, SCRIPT, requests_for(TWO, folder), "results", cwd=folder)
+    assert done.returncode == 0, done.output
+    for rank in range(2):
+        for name, result in json.loads((folder / f"results-{rank}.json").read_text()).items():
+            assert result["status"] == 0, (name, result["output"])
+            assert (result["processes"], result["distributed_type"]) == (2, "MULTI_CPU")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """The folder in which one process made the runs of ONE and of BAD, and what came of each."""
+    folder = tmp_path_factory.mktemp("one")
+    requests = requests_for({**ONE, "cut": SAVED, **{name: ["--cpu", *name.split()] for name in BAD}}, folder)
+    done = subprocess.run(
+        [sys.executable, WORKER, SCRIPT, requests, "results"],
+        cwd=folder,
+        env={name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads((folder / "results-0.json").read_text())
+    for name in ONE:
+        assert results[name]["status"] == 0, (name, results[name]["output"])
+        assert results[name]["processes"] == 1
+    return folder, results
+
+
+def logged(folder, key="p"):
+    """What one run logged of `key`, as (step, value) pairs."""
+    (path,) = {events.parent for events in (folder / "logs").glob("events*")}
+    events = event_accumulator.EventAccumulator(str(path))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(key)]
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def equal(actual, expected):
+    return actual.keys() == expected.keys() and all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
+def accuracy_of(output):
+    (line,) = [line for line in output.splitlines() if line.startswith("accuracy = ")]
+    return float(line.removeprefix("accuracy = "))
+
+
+@pytest.fixture(scope="module")
+def trainer_p(tmp_path_factory):
+    """The p that a Trainer logs over as many optimizer steps."""
+    from accelerate.state import AcceleratorState, GradientState
+    from transformers import Trainer, TrainingArguments
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+    class Model(torch.nn.Linear):
+        def forward(self, inputs):
+            return {"loss": super().forward(inputs).square().mean()}
+
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path_factory.mktemp("trainer")),
+        optim="lpsgdm",
+        optim_args=f"p_max={P_MAX}",
+        max_steps=STEPS,
+        warmup_steps=WARMUP,
+        lr_scheduler_type="cosine",
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    trainer = Trainer(Model(3, 3), arguments, train_dataset=[{"inputs": torch.ones(3)}] * 8)
+    trainer.train()
+    return [entry["p"] for entry in trainer.state.log_history if "learning_rate" in entry]
+
+
+@pytest.mark.parametrize("name", TWO)
+def test_two_processes_log_the_p_of_a_trainer_that_makes_as_many_optimizer_steps(name, two, trainer_p):
+    start = 4 if name == "resumed" else 1
+    assert trainer_p == pytest.approx(EXPECTED_P)
+    assert [step for step, _ in logged(two / name)] == list(range(start, STEPS + 1))
+    assert [p for _, p in logged(two / name)] == pytest.approx(trainer_p[start - 1 :], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["plain", "split", "accumulated over epochs"])
+def test_two_processes_log_the_learning_rate_of_one(name, two, one):
+    folder, _ = one
+    assert logged(two / name, "learning_rate") == logged(folder / "plain", "learning_rate")
+    assert logged(two / name, "learning_rate")[WARMUP][1] == pytest.approx(LR)
+
+
+@pytest.mark.parametrize(
+    ("name", "same"),
+    [("plain", "plain"), ("split", "plain"), ("accumulated", "accumulated"), ("split and accumulated", "accumulated")],
+)
+def test_two_processes_end_as_one_does_with_the_same_global_batch(name, same, two, one):
+    expected, actual = weights(one[0] / same), weights(two / name)
+    for key, tensor in expected.items():
+        # The true gradient of a key bias is zero, and steps that are nearly signs make much of what rounding leaves.
+        if not key.endswith(("k_proj.bias", "key.bias")):
+            assert (actual[key] - tensor).norm() <= 1e-3 * tensor.norm(), key
+    assert [loss for _, loss in logged(two / name, "loss")] == pytest.approx(
+        [loss for _, loss in logged(one[0] / same, "loss")], rel=1e-4
+    )
+    assert logged(two / name, "accuracy") == logged(one[0] / same, "accuracy")
+
+
+@pytest.mark.parametrize("name", ["resumed in an epoch", "resumed at an epoch's end"])
+def test_a_resumed_run_ends_bit_for_bit_as_the_uninterrupted_one(name, one):
+    folder, _ = one
+    assert equal(weights(folder / name), weights(folder / "saved"))
+    first = 4 if name == "resumed in an epoch" else 7
+    for key in ("p", "learning_rate", "loss"):
+        assert logged(folder / name, key) == logged(folder / "saved", key)[first - 1 :]
+
+
+def test_a_resumed_run_of_two_processes_ends_bit_for_bit_as_the_uninterrupted_one(two):
+    assert equal(weights(two / "resumed"), weights(two / "saved"))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "lr", "constant"])
+def test_p_follows_the_schedule_asked_for(schedule, one):
+    folder = one[0] / f"schedule {schedule}"
+    if schedule == "lr":
+        expected = [2 + (P_MAX - 2) * lr / LR for _, lr in logged(folder, "learning_rate")]
+    else:
+        falling = [annealed_p(schedule, P_MAX, i, STEPS - WARMUP) for i in range(STEPS - WARMUP)]
+        expected = [P_MAX] * WARMUP + falling
+    assert [p for _, p in logged(folder)] == pytest.approx(expected, rel=1e-6)
+
+
+def test_bf16_computes_in_bf16_and_keeps_float32_weights(one):
+    folder, _ = one
+    assert {tensor.dtype for tensor in weights(folder / "bf16").values()} == {torch.float32}
+    (_, low), (_, full) = (logged(folder / name, "loss")[0] for name in ("bf16", "schedule constant"))
+    assert low != full
+    assert low == pytest.approx(full, rel=0.02)
+
+
+def test_eight_epochs_recognize_nine_digits_in_ten_and_leave_a_state_for_each(one):
+    folder, results = one
+    assert accuracy_of(results["trained"]["output"]) > 0.9
+    assert {path.name for path in (folder / "trained").iterdir() if path.is_dir()} == {
+        f"epoch_{n}" for n in range(1, 9)
+    }
+
+
+def test_a_run_resumed_when_it_was_done_changes_nothing(one):
+    folder, results = one
+    assert equal(weights(folder / "resumed when done"), weights(folder / "trained"))
+    assert accuracy_of(results["resumed when done"]["output"]) == accuracy_of(results["trained"]["output"])
+
+
+def test_a_save_that_was_cut_off_does_not_look_complete(one):
+    folder, results = one
+    assert results["cut"]["status"] == 1
+    assert "cut off" in results["cut"]["output"]
+    assert {path.name for path in (folder / "cut").iterdir()} == {"logs", "unfinished_step_3"}
+    assert (folder / "cut" / "unfinished_step_3" / "model.safetensors").is_file()
+    assert {path.name for path in (folder / "saved").iterdir() if path.is_dir()} == {"logs", "step_3", "step_6"}
+
+
+@pytest.mark.parametrize("arguments", BAD)
+def test_bad_input_is_answered_in_one_line(arguments, one):
+    result = one[1][arguments]
+    assert result["status"] == 2
+    assert result["output"] == f"accelerate_loop.py: error: {BAD[arguments]}\n"
