@@ -66,6 +66,7 @@ def accuracy(contender: Contender, rate: float, seed: int, epochs: int, override
             *quiet.split(),
             "--output_dir",
             folder,
+            *(("--config_overrides", overrides) if overrides is not None else ()),
         ]
         with contextlib.redirect_stdout(io.StringIO()):
             image_classification.main()
