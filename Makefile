@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 DEMO_ARGS ?= --do_train --do_eval --optim lpsgdm --optim_args p_max=20,p_schedule=cosine \
-	--learning_rate 2e-3 --output_dir runs/digits --overwrite_output_dir
+	--num_train_epochs 30 --output_dir runs/digits --overwrite_output_dir
 
 BIN := .venv/bin
 

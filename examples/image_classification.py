@@ -4,7 +4,8 @@
 
 With no dataset named it trains a small vision transformer on scikit-learn's digits (8x8 grey images, nothing to
 download). Name another dataset with --dataset_name (Hub name or local folder) or --train_dir (one folder a class).
-The arguments may also stand in a .json or .yaml file, named as the only argument. Needs image_data.py beside it.
+The arguments may also stand in a .json or .yaml file, such as those in recipes/, named before any others; these
+override it. Needs the other files of this folder beside it.
 """
 
 import hf_lpsgd  # makes `--optim lpsgd` and `--optim lpsgdm` known to the Trainer
@@ -12,10 +13,9 @@ import hf_lpsgd  # makes `--optim lpsgd` and `--optim lpsgdm` known to the Train
 # isort: split
 import json
 import logging
-import re
 import shutil
 import sys
-from dataclasses import dataclass, field
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,21 +24,22 @@ import evaluate
 import torch
 import transformers
 import yaml
+from cached_images import prepare_images
 from image_data import (
+    BadData,
     DataArguments,
     ImageDataset,
     choose_splits,
     fail,
     find_columns,
-    first_line,
+    first_images,
     load_splits,
     with_class_labels,
 )
-from PIL import Image
+from image_models import ModelArguments, from_scratch, load_exactly, pretrained
+from streamed_images import Stream, StreamedImages, choose_streams
 from transformers import (
-    AutoConfig,
     AutoImageProcessor,
-    AutoModelForImageClassification,
     HfArgumentParser,
     Trainer,
     TrainerCallback,
@@ -47,18 +48,11 @@ from transformers import (
 )
 from transformers.trainer_callback import ExportableState
 
-from hf_lpsgd.plotting import plot_history
+from hf_lpsgd.hub import CardTrainer, check_push, keep_token_out_of_files
+from hf_lpsgd.model_card import PLOT_NAME, RunFacts, license_of
 from hf_lpsgd.trainer import validate_optim_args
 
 # What changes when no dataset is named, so that the shortest command line already trains well.
-DIGITS_MODEL = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 2,
-    "patch_size": 2,
-    "initializer_range": 0.1,
-}
 DIGITS_TRAINING = {
     "num_train_epochs": 40,
     "per_device_train_batch_size": 64,
@@ -71,28 +65,7 @@ DIGITS_TRAINING = {
 }
 
 
-@dataclass
-class ModelArguments:
-    """Which model is trained."""
-
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Pretrained model to start from: a Hub name or a local folder."}
-    )
-    model_type: str = field(
-        default="vit", metadata={"help": "Architecture to train from scratch (vit, resnet, convnext, swin, ...)."}
-    )
-    config_overrides: str | None = field(
-        default=None,
-        metadata={"help": "Changes to the from-scratch config: 'hidden_size=192,depths=[1,1]', or a JSON object."},
-    )
-    ignore_mismatched_sizes: bool = field(
-        default=False, metadata={"help": "Replace a pretrained head whose number of classes differs."}
-    )
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the pretrained model."})
-    cache_dir: str | None = field(default=None, metadata={"help": "Where models and datasets are cached."})
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Delete the checkpoints of an earlier run in --output_dir, then start anew."}
-    )
+ARGUMENTS = (ModelArguments, DataArguments, TrainingArguments)
 
 
 class Parser(HfArgumentParser):
@@ -102,30 +75,40 @@ class Parser(HfArgumentParser):
         fail(message)
 
 
+def read_recipe(file: str) -> dict[str, Any]:
+    """The arguments in a .json or .yaml file, by name."""
+    text = Path(file).read_text(encoding="utf-8")
+    values = json.loads(text) if file.endswith(".json") else yaml.safe_load(text)
+    if not isinstance(values, dict):
+        fail(f"{file} must hold one object of argument names and values")
+    known = {option.name for kind in ARGUMENTS for option in fields(kind)}
+    unknown = [str(name) for name in values if name not in known]
+    if unknown:
+        fail(f"{file} has unknown arguments: {', '.join(unknown)}; --help lists all")
+    return values
+
+
 def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
     parser = Parser(
-        (ModelArguments, DataArguments, TrainingArguments),  # type: ignore[arg-type]
+        ARGUMENTS,  # type: ignore[arg-type]
         description=f"{__doc__}\nWith the digits these defaults change: {DIGITS_TRAINING}",
         allow_abbrev=False,
     )
     sources = {"dataset_name", "train_dir", "validation_dir"}
     arguments: Any
+    recipe = argv[0] if argv and argv[0].endswith((".json", ".yaml", ".yml")) else None
+    flags = argv if recipe is None else argv[1:]
     try:
-        if len(argv) == 1 and argv[0].endswith((".json", ".yaml", ".yml")):
-            values = yaml.safe_load(Path(argv[0]).read_text(encoding="utf-8"))
-            if not isinstance(values, dict):
-                fail(f"{argv[0]} must hold one object of argument names and values")
-            changed = {} if any(values.get(name) for name in sources) else DIGITS_TRAINING
-            arguments = parser.parse_dict({**changed, **values})
-        else:
-            if not sources & {argument.partition("=")[0].lstrip("-").replace("-", "_") for argument in argv}:
-                parser.set_defaults(**DIGITS_TRAINING)
-            *arguments, unknown = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
-            if unknown:
-                fail(f"unknown arguments: {' '.join(unknown)}; --help lists all")
+        values = {} if recipe is None else read_recipe(recipe)
+        named = {name for name, value in values.items() if value}
+        named |= {flag.partition("=")[0].lstrip("-").replace("-", "_") for flag in flags}
+        parser.set_defaults(**{**({} if sources & named else DIGITS_TRAINING), **values})
+        *arguments, unknown = parser.parse_args_into_dataclasses(args=flags, return_remaining_strings=True)
+        if unknown:
+            fail(f"unknown arguments: {' '.join(unknown)}; --help lists all")
         validate_optim_args(arguments[2])
     except OSError as error:
-        fail(f"cannot read {argv[0]}: {error.strerror}")
+        fail(f"cannot read {recipe}: {error.strerror}")
     except (TypeError, ValueError, yaml.YAMLError) as error:
         fail(" ".join(str(error).split()))
     return arguments[0], arguments[1], arguments[2]
@@ -136,9 +119,20 @@ def check_arguments(model_args: ModelArguments, data_args: DataArguments, traini
         fail("nothing to do: pass --do_train, or --do_eval and the trained model as --model_name_or_path")
     if not training_args.do_train and not training_args.do_eval:
         fail("nothing to do: pass --do_train, --do_eval or both")
+    if training_args.push_to_hub and not training_args.do_train:
+        fail("--push_to_hub needs --do_train: nothing was trained that could be pushed")
     data_args.check()
     if training_args.do_train and data_args.validation_dir and not data_args.train_dir:
         fail("--do_train with --validation_dir also needs --train_dir")
+    if data_args.streaming and training_args.do_train:
+        if training_args.max_steps <= 0:
+            fail("--streaming does not know how many images there are: pass --max_steps")
+        for name in ("eval", "save", "logging"):
+            if getattr(training_args, f"{name}_strategy") == "epoch":
+                fail(f"--{name}_strategy epoch: a stream has no epochs, so pass steps and --{name}_steps")
+        optim_args = validate_optim_args(training_args)
+        if optim_args is not None and optim_args.p_granularity == "epoch":
+            fail("--optim_args p_granularity=epoch: a stream has no epochs, so pass p_granularity=step")
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -170,95 +164,6 @@ def find_checkpoint(wanted: str | bool | None, folder: Path) -> str | None:
     return str(wanted)
 
 
-def load_exactly(folder: str) -> Any:
-    """The model saved in `folder`, after a check that every tensor of it was restored."""
-    try:
-        model, info = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        fail(f"cannot load the model in {folder!r}: {first_line(error)}")
-    wrong = {key: sorted(map(str, value)) for key, value in info.items() if value}
-    if wrong:
-        fail(f"the model in {folder!r} was not restored in full, so the run cannot go on exactly: {wrong}")
-    return model
-
-
-def read_overrides(text: str) -> dict[str, Any]:
-    if text.lstrip().startswith("{"):
-        return json.loads(text)
-    overrides = {}
-    for item in re.split(r",(?![^\[]*\])", text):
-        key, equals, value = (part.strip() for part in item.partition("="))
-        if not equals:
-            raise ValueError(f"{item!r} has no '='")
-        try:
-            overrides[key] = json.loads(value.lower() if value in ("True", "False") else value)
-        except ValueError:
-            overrides[key] = value
-    return overrides
-
-
-def from_scratch(
-    model_args: ModelArguments, data_args: DataArguments, sample: list[Image.Image], labels: dict[str, Any]
-) -> tuple[Any, Any]:
-    """A model with random weights and an image processor for it, for images such as those in `sample`."""
-    kind, side = model_args.model_type, min(sample[0].size)
-    grey = all(image.mode in ("1", "L", "LA") for image in sample)
-    changes: dict[str, Any] = {"image_size": data_args.image_size or (side if side <= 64 else 224)}
-    changes["num_channels"] = 1 if grey else 3
-    try:
-        known = AutoConfig.for_model(kind).to_dict()
-    except ValueError:
-        fail(f"--model_type {kind!r} is no architecture of transformers; try vit, resnet or swin")
-    try:
-        overrides = read_overrides(model_args.config_overrides) if model_args.config_overrides else {}
-    except ValueError as error:
-        fail(f"--config_overrides {model_args.config_overrides!r} is neither 'key=value,...' nor JSON: {error}")
-    unknown = sorted(set(overrides) - set(known) - set(changes))
-    if unknown:
-        fail(f"--config_overrides: {kind} has no {', '.join(unknown)}; it has {', '.join(known)}")
-    size = overrides.get("image_size", changes["image_size"])
-    if size < 128 and isinstance(known.get("patch_size"), int):
-        # The default of 16 is meant for 224 pixels; take about 8 patches a side, and none that is cut.
-        changes["patch_size"] = next(patch for patch in range(max(2, size // 8), size + 1) if size % patch == 0)
-    if data_args.is_digits and kind == "vit":
-        changes.update(DIGITS_MODEL)
-    given = {**changes, **overrides}
-    try:
-        config = AutoConfig.for_model(kind, **given, **labels)
-        model = AutoModelForImageClassification.from_config(config)
-    except Exception as error:  # of the many kinds that configs and layers raise for values that do not fit
-        fail(f"no image classifier of --model_type {kind!r} with {given}: {' '.join(str(error).split())}")
-    # The class that needs no torchvision; before transformers had two backends, the plain name was that class.
-    processor_class = getattr(transformers, "BitImageProcessorPil", None) or transformers.BitImageProcessor
-    channels = config.num_channels
-    return model, processor_class(
-        size={"shortest_edge": size if size < 128 else round(size / 0.875)},
-        crop_size={"height": size, "width": size},
-        image_mean=[0.5] * channels,
-        image_std=[0.5] * channels,
-        do_convert_rgb=channels == 3,
-    )
-
-
-def pretrained(model_args: ModelArguments, labels: dict[str, Any]) -> tuple[Any, Any]:
-    """The model and image processor of --model_name_or_path, with a head for `labels`."""
-    name = str(model_args.model_name_or_path)
-    source: dict[str, Any] = {"revision": model_args.model_revision, "cache_dir": model_args.cache_dir}
-    replace = model_args.ignore_mismatched_sizes
-    try:
-        config = AutoConfig.from_pretrained(name, **source, **labels)
-        processor = AutoImageProcessor.from_pretrained(name, **source)
-        model = AutoModelForImageClassification.from_pretrained(
-            name, config=config, ignore_mismatched_sizes=replace, **source
-        )
-    except (OSError, RuntimeError, ValueError) as error:
-        if "ignore_mismatched_sizes" in str(error):
-            classes = len(labels["id2label"])
-            fail(f"{name!r} has a head for other classes than the dataset's {classes}: add --ignore_mismatched_sizes")
-        fail(f"--model_name_or_path {name!r} cannot be loaded: {first_line(error)}")
-    return model, processor
-
-
 class ExactResume(TrainerCallback, ExportableState):
     """Carries over a resume what the Trainer does not: the epoch of the random views and the running loss."""
 
@@ -285,6 +190,12 @@ class ExactResume(TrainerCallback, ExportableState):
             self.trainer._tr_loss += running["since_log"]
             self.trainer._globalstep_last_logged = running["last_log"]
 
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if "train_loss" in (logs or {}) and state.global_step:
+            # The Trainer's mean is over the steps since the resume; this one is over all of them.
+            for entry in (logs, state.log_history[-1]):
+                entry["train_loss"] = self.trainer._total_loss_scalar / state.global_step
+
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.images is not None:
             self.images.epoch.fill_(int(state.epoch or 0))
@@ -294,19 +205,25 @@ def make_trainer(
     model: Any,
     processor: Any,
     training_args: TrainingArguments,
-    train: datasets.Dataset | None,
-    evaluation: datasets.Dataset | None,
+    train: datasets.Dataset | Stream | None,
+    evaluation: datasets.Dataset | Stream | None,
     columns: tuple[str, str],
     augmentation: str,
-) -> Trainer:
+    data_args: DataArguments,
+    facts: RunFacts,
+) -> CardTrainer:
     mode = "L" if getattr(model.config, "num_channels", 3) == 1 else "RGB"
-    prepared = [
-        None if data is None else ImageDataset(data, columns, processor, mode, kind, training_args.seed)
-        for data, kind in ((train, augmentation), (evaluation, "none"))
-    ]
+    prepared: list[Any] = []
+    for data, kind in ((train, augmentation), (evaluation, "none")):
+        options = (data, columns, processor, mode, kind, training_args.seed)
+        if isinstance(data, Stream):
+            prepared.append(StreamedImages(*options, data_args.shuffle_buffer if data is train else None))
+        else:
+            prepared.append(None if data is None else prepare_images(*options, data_args.image_cache_mb))
     metric = evaluate.load(str(Path(hf_lpsgd.__file__).with_name("metrics") / "accuracy.py"), keep_in_memory=True)
-    exact = ExactResume(prepared[0])
-    exact.trainer = Trainer(
+    exact = ExactResume(prepared[0] if isinstance(prepared[0], ImageDataset) else None)
+    exact.trainer = CardTrainer(
+        facts=facts,
         model=model,
         args=training_args,
         train_dataset=prepared[0],
@@ -317,6 +234,33 @@ def make_trainer(
         compute_metrics=lambda result: metric.compute(predictions=result.predictions, references=result.label_ids),
     )
     return exact.trainer
+
+
+def facts_for_card(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    splits: datasets.DatasetDict,
+    train: datasets.Dataset | None,
+    evaluation: datasets.Dataset | None,
+    augmentation: str,
+) -> RunFacts:
+    """What the model card tells and the Trainer does not know."""
+    name, base = data_args.dataset_name, model_args.model_name_or_path
+    hub_id = None if name is None or Path(name).expanduser().is_dir() else name
+    folder = Path(name or data_args.train_dir or data_args.validation_dir or "").expanduser().resolve().name
+    held_out = f"{data_args.train_split_name}, {data_args.train_val_split:g} of it held out"
+    found = (split for split in ("validation", "test") if split in splits)
+    return RunFacts(
+        dataset="scikit-learn digits" if data_args.is_digits else hub_id or f"the local dataset {folder}",
+        dataset_id=hub_id,
+        dataset_config=data_args.dataset_config_name,
+        eval_split=None if evaluation is None else data_args.eval_split_name or next(found, held_out),
+        train_images=len(train) if isinstance(train, datasets.Dataset) else None,
+        eval_images=len(evaluation) if isinstance(evaluation, datasets.Dataset) else None,
+        base_model=base,
+        license=model_args.license or (license_of(base) if base else "apache-2.0"),
+        hyperparameters={"augmentation": augmentation},
+    )
 
 
 def train_exactly(trainer: Trainer, checkpoint: str | None) -> dict[str, float]:
@@ -341,8 +285,20 @@ def train_exactly(trainer: Trainer, checkpoint: str | None) -> dict[str, float]:
 
 
 def main() -> None:
-    model_args, data_args, training_args = parse_arguments(sys.argv[1:])
-    check_arguments(model_args, data_args, training_args)
+    arguments = parse_arguments(sys.argv[1:])
+    check_arguments(*arguments)
+    try:
+        run(*arguments)
+    except BadData as error:
+        fail(error.line, anywhere=True)
+
+
+def run(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> None:
+    """Train, evaluate, or both, and leave all there is to know of it in the output folder."""
+    keep_token_out_of_files(training_args)
+    problem = check_push(training_args) if training_args.push_to_hub else None
+    if problem is not None:
+        fail(f"--push_to_hub cannot work, so nothing was begun: {problem}")
     transformers.utils.logging.set_verbosity(training_args.get_process_log_level())
     output_dir = Path(str(training_args.output_dir))
     checkpoint, old = None, []
@@ -355,7 +311,9 @@ def main() -> None:
             "True to continue it, --overwrite_output_dir to delete its checkpoints, or another --output_dir"
         )
 
-    if training_args.process_index > 0 or data_args.is_digits:
+    if training_args.device.type == "cpu":
+        training_args.dataloader_pin_memory = False  # else torch warns that there is nothing to pin for
+    if training_args.process_index > 0 or training_args.disable_tqdm or data_args.is_digits:
         datasets.disable_progress_bars()
     if data_args.is_digits:
         torch.set_num_threads(1)  # in layers this small, threads wait for each other longer than they compute
@@ -366,8 +324,12 @@ def main() -> None:
                 shutil.rmtree(path)
         splits = load_splits(data_args, model_args.cache_dir)
         columns = find_columns(next(iter(splits.values())), data_args)
-        splits = with_class_labels(splits, columns[1])
-        train, evaluation = choose_splits(splits, data_args, columns[1], training_args.do_train, training_args.do_eval)
+        wanted = training_args.do_train, training_args.do_eval
+        if data_args.streaming:
+            train, evaluation = choose_streams(splits, data_args, columns, *wanted)
+        else:
+            splits = with_class_labels(splits, columns[1])
+            train, evaluation = choose_splits(splits, data_args, columns[1], *wanted)
     some = train if train is not None else evaluation
     assert some is not None
     names = some.features[columns[1]].names
@@ -379,24 +341,27 @@ def main() -> None:
     elif model_args.model_name_or_path is not None:
         model, processor = pretrained(model_args, labels)
     else:
-        model, processor = from_scratch(model_args, data_args, some[:16][columns[0]], labels)
+        model, processor = from_scratch(model_args, data_args, first_images(some, columns[0]), labels)
 
     augmentation = data_args.augmentation
     if augmentation == "auto":
         small = processor.size.get("height", processor.size.get("shortest_edge", 224)) <= 64
         augmentation = "shift" if data_args.is_digits else "shift_flip" if small else "resized_crop_flip"
-    trainer = make_trainer(model, processor, training_args, train, evaluation, columns, augmentation)
+    facts = facts_for_card(model_args, data_args, splits, train, evaluation, augmentation)
+    trainer = make_trainer(model, processor, training_args, train, evaluation, columns, augmentation, data_args, facts)
     is_main = trainer.is_world_process_zero()
     if is_main:
         counts = [
-            f"{len(data):,} images to {verb}" for data, verb in ((train, "train"), (evaluation, "evaluate")) if data
+            f"{'a stream of' if data_args.streaming else f'{len(data):,}'} images to {verb}"
+            for data, verb in ((train, "train"), (evaluation, "evaluate"))
+            if data
         ]
         size = f"{model.config.model_type} of {model.num_parameters():,} parameters"
         print(f"{' and '.join(counts)} in {len(names)} classes; {size}")
 
     if training_args.do_train:
         metrics = train_exactly(trainer, checkpoint)
-        trainer.save_model()
+        trainer.save_model(_internal_call=True)  # else it pushes too, before there is a result to tell
         trainer.log_metrics("train", metrics)
         trainer.save_metrics("train", metrics)
         trainer.save_state()
@@ -405,23 +370,27 @@ def main() -> None:
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
         trainer.save_state()
-    if training_args.push_to_hub:
-        trainer.push_to_hub(dataset=data_args.dataset_name, tasks="image-classification")
+    not_drawn = trainer.write_card() if training_args.do_train else None
+    not_pushed = trainer.push_all() if training_args.push_to_hub else None
     if not is_main:
         return
     if training_args.do_eval:
         print(f"accuracy = {metrics['eval_accuracy']:.3f}")
     if training_args.do_train:
         print(f"model:   {output_dir}")
-        curves = output_dir / "training_curves.png"
-        optim = getattr(training_args.optim, "value", training_args.optim)
-        try:
-            plot_history(trainer.state.log_history, curves, title=f"{model.config.model_type}, --optim {optim}")
-            print(f"curves:  {curves}")
-        except (ImportError, ValueError) as error:
-            print(f"curves:  not drawn. {error}")
+        print(f"card:    {output_dir / 'README.md'}")
+        print(f"curves:  {output_dir / PLOT_NAME if not_drawn is None else f'not drawn. {not_drawn}'}")
     print(f"metrics: {output_dir / 'all_results.json'}")
     print(f"state:   {output_dir / 'trainer_state.json'}")
+    if training_args.push_to_hub:
+        failed, pushes = trainer.failed_pushes(), len(trainer.background_pushes)
+        if failed:
+            print(f"warning: {len(failed)} of {pushes} pushes during training failed; the first because {failed[0]}")
+        if not_pushed is not None:
+            again = f"hf upload {trainer.hub_model_id} {output_dir} --exclude 'checkpoint-*'"
+            sys.stdout.flush()
+            fail(f"the push failed: {not_pushed}. All is saved in {output_dir}; to push it again: {again}")
+        print(f"hub:     {trainer.hub_model_id}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The images for image_classification.py: where they come from, their columns and splits, and their random views."""
 
+import itertools
 import math
 import os
 import random
@@ -53,6 +54,27 @@ class DataArguments:
             "resized_crop_flip."
         },
     )
+    image_cache_mb: int = field(
+        default=2048,
+        metadata={
+            "help": "Decode the images of a split once, into at most this many megabytes in each process (CIFAR-10: "
+            "150), where all end up at one size. A split that needs more is decoded anew in each epoch; 0 always does."
+        },
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the images as they are needed, and download none beforehand; needs --max_steps. A resumed "
+            "run reads the stream again up to where it was, and then goes on exactly."
+        },
+    )
+    shuffle_buffer: int = field(
+        default=5000,
+        metadata={
+            "help": "From how many still encoded images --streaming draws the next one at random (ImageNet: 0.1 MB "
+            "each); the order of the files is shuffled too."
+        },
+    )
 
     @property
     def is_digits(self) -> bool:
@@ -71,19 +93,34 @@ class DataArguments:
                 fail(f"--{name} must be at least 1, not {value}")
         if not 0 < self.train_val_split < 1:
             fail(f"--train_val_split must be between 0 and 1, not {self.train_val_split}")
+        if self.image_cache_mb < 0:
+            fail(f"--image_cache_mb must be at least 0, not {self.image_cache_mb}")
+        if self.shuffle_buffer < 1:
+            fail(f"--shuffle_buffer must be at least 1, not {self.shuffle_buffer}")
+        if self.streaming and self.is_digits:
+            fail("--streaming needs --dataset_name or --train_dir")
         if self.augmentation not in AUGMENTATIONS:
             fail(f"--augmentation must be one of {', '.join(AUGMENTATIONS)}, not {self.augmentation!r}")
 
 
-def fail(message: str) -> NoReturn:
-    """End the run with one line, printed by the first process only."""
-    if int(os.environ.get("RANK", "0")) == 0:
+def fail(message: str, anywhere: bool = False) -> NoReturn:
+    """End the run with one line, printed by the first process only, or by whichever it is that meets the mistake."""
+    if anywhere or int(os.environ.get("RANK", "0")) == 0:
         print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
     raise SystemExit(2)
 
 
 def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+class BadData(Exception):
+    """An image or a label that cannot be trained on; told in one line."""
+
+    @property
+    def line(self) -> str:
+        # A data worker sends its whole traceback as the message, which ends with the message proper.
+        return str(self).strip().splitlines()[-1].rpartition(f"{type(self).__name__}: ")[2]
 
 
 def load_digits() -> datasets.DatasetDict:
@@ -109,12 +146,14 @@ def load_splits(args: DataArguments, cache_dir: str | None) -> datasets.DatasetD
     hub_logging.set_verbosity_error()  # a Hub out of reach would be told six times before it is an error
     try:
         if name is None:
-            return datasets.load_dataset("imagefolder", data_files=files, drop_labels=False, cache_dir=cache_dir)
+            return datasets.load_dataset(
+                "imagefolder", data_files=files, drop_labels=False, cache_dir=cache_dir, streaming=args.streaming
+            )
         local = Path(name).expanduser()
         if name.startswith((".", "/", "~")) and not local.is_dir():
             fail(f"--dataset_name {name!r}: no such folder")
         path = str(local) if local.is_dir() else name
-        return datasets.load_dataset(path, args.dataset_config_name, cache_dir=cache_dir)
+        return datasets.load_dataset(path, args.dataset_config_name, cache_dir=cache_dir, streaming=args.streaming)
     except Exception as error:  # `datasets` raises a dozen kinds for a dataset that cannot be had
         source = f"--dataset_name {name!r}" if name is not None else f"images in {', '.join(files.values())}"
         fail(f"cannot load {source}: {first_line(error)}")
@@ -168,8 +207,13 @@ def choose_splits(
     def split(name: str, option: str) -> datasets.Dataset:
         if name not in splits:
             fail(f"{option} {name!r}: the dataset has no such split; its splits: {available}")
-        if min(splits[name].unique(label), default=-1) < 0:
+        found, classes = splits[name].unique(label), splits[name].features[label].num_classes
+        if not found or None in found or min(found) < 0:
             fail(f"{option} {name!r} has no images, or images without a label; the dataset's splits: {available}")
+        if max(found) >= classes:
+            value = max(found)
+            row = splits[name][label].index(value)
+            fail(f"{option} {name!r}: row {row} has the {label} {value}; the {classes} classes end at {classes - 1}")
         return splits[name]
 
     train = evaluation = None
@@ -191,6 +235,74 @@ def choose_splits(
     return (train if do_train else None), evaluation
 
 
+def decode(cell: dict[str, Any], mode: str | None = None) -> Image.Image:
+    """The image in `cell` of a column of images still encoded."""
+    image = datasets.Image().decode_example(cell)
+    return image if mode is None else image.convert(mode)
+
+
+def read_images(data: datasets.Dataset, indices: list[int], columns: tuple[str, str], mode: str) -> tuple[list, list]:
+    """The images and labels of the rows `indices`.
+
+    Raises:
+        BadData: one of the images cannot be decoded; names it.
+    """
+    image, label = columns
+    try:
+        rows = data[indices]
+        return [cell.convert(mode) for cell in rows[image]], rows[label]
+    except Exception:  # as many kinds as there are image formats
+        encoded = data.cast_column(image, datasets.Image(decode=False))
+        for index in indices:
+            cell = encoded[index][image]
+            try:
+                decode(cell, mode)
+            except Exception as error:
+                raise BadData(cannot_decode(f"row {index}", cell, error)) from error
+        raise
+
+
+def cannot_decode(where: str, cell: Any, error: Exception) -> str:
+    if cell is None:
+        return f"there is no image in {where}"
+    file = f" ({cell['path']})" if cell.get("path") else ""
+    # Of an image that is no file the message names an object in memory, which tells nobody anything.
+    reason = type(error).__name__ if "BytesIO" in str(error) else first_line(error)
+    return f"the image in {where}{file} cannot be decoded: {reason}"
+
+
+def first_images(data: datasets.Dataset | datasets.IterableDataset, column: str) -> list[Image.Image]:
+    """The first few images of `data`, as they are."""
+    images = []
+    for number, row in enumerate(itertools.islice(data.cast_column(column, datasets.Image(decode=False)), 16)):
+        try:
+            images.append(decode(row[column]))
+        except Exception as error:  # as many kinds as there are image formats
+            raise BadData(cannot_decode(f"row {number}", row[column], error)) from error
+    if not images:
+        raise BadData("the dataset has no images")
+    return images
+
+
+def fitted(image: Image.Image, height: int, width: int) -> Image.Image:
+    """The largest part of `image` of that shape about its middle, `height` by `width` pixels."""
+    if image.size == (width, height):
+        return image
+    return ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+
+
+def draw_shift(margin: int, kind: str, rng: random.Random) -> tuple[int, int, bool]:
+    """Where in an image with a margin around it a random view begins (left, top), and whether it is mirrored."""
+    left, top = rng.randint(0, 2 * margin), rng.randint(0, 2 * margin)
+    if kind == "shift" and rng.random() >= 0.5:
+        left = top = margin
+    return left, top, kind.endswith("flip") and rng.random() < 0.5
+
+
+def margin_for(height: int, width: int) -> int:
+    return max(1, min(height, width) // 8)
+
+
 def augment(image: Image.Image, height: int, width: int, kind: str, rng: random.Random) -> Image.Image:
     """A random view of `image`, `height` by `width` pixels."""
     if kind == "resized_crop_flip":
@@ -200,16 +312,43 @@ def augment(image: Image.Image, height: int, width: int, kind: str, rng: random.
         w, h = min(image.width, math.sqrt(area * ratio)), min(image.height, math.sqrt(area / ratio))
         left, top = rng.uniform(0, image.width - w), rng.uniform(0, image.height - h)
         image = image.resize((width, height), Image.Resampling.BILINEAR, box=(left, top, left + w, top + h))
+        mirrored = rng.random() < 0.5
     else:
-        if image.size != (width, height):
-            image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-        margin = max(1, min(height, width) // 8)
-        x, y = rng.randint(0, 2 * margin), rng.randint(0, 2 * margin)
-        if kind != "shift" or rng.random() < 0.5:
-            image = ImageOps.expand(image, margin).crop((x, y, x + width, y + height))
-    if kind.endswith("flip") and rng.random() < 0.5:
-        image = ImageOps.mirror(image)
-    return image
+        margin = margin_for(height, width)
+        x, y, mirrored = draw_shift(margin, kind, rng)
+        image = ImageOps.expand(fitted(image, height, width), margin).crop((x, y, x + width, y + height))
+    return ImageOps.mirror(image) if mirrored else image
+
+
+class Views:
+    """Makes of images what the model wants, at random or as they are.
+
+    Args:
+        processor: image processor of the model.
+        mode: `L` or `RGB`, what images are converted to.
+        kind: one of AUGMENTATIONS but `auto`; with `none` the processor alone prepares the images.
+    """
+
+    def __init__(self, processor: Any, mode: str, kind: str) -> None:
+        self.processor, self.mode, self.kind = processor, mode, kind
+        size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
+        edge = size.get("shortest_edge")
+        self.height, self.width = size.get("height", edge), size.get("width", edge)
+        # Whether an image of just this size would be resized and cropped to itself.
+        self.keeps_size = size is processor.size or {self.height, self.width} == {processor.size.get("shortest_edge")}
+
+    def __call__(self, images: list[Image.Image], seeds: list[str], **options: Any) -> Any:
+        """The pixels of `images`; what is random about each follows from its seed, `options` are the processor's."""
+        ready = self.keeps_size and all(image.size == (self.width, self.height) for image in images)
+        if self.kind != "none":
+            images = [
+                augment(image, self.height, self.width, self.kind, random.Random(seed))
+                for image, seed in zip(images, seeds, strict=True)
+            ]
+            ready = True
+        if ready:
+            options |= {"do_resize": False, "do_center_crop": False}
+        return self.processor(images, return_tensors="pt", **options)["pixel_values"]
 
 
 class ImageDataset(torch.utils.data.Dataset):
@@ -227,29 +366,22 @@ class ImageDataset(torch.utils.data.Dataset):
     """
 
     def __init__(self, data: Any, columns: tuple[str, str], processor: Any, mode: str, kind: str, seed: int) -> None:
-        self.data, self.processor, self.mode, self.kind, self.seed = data, processor, mode, kind, seed
-        self.image_column, self.label_column = columns
+        self.data, self.columns, self.seed = data, columns, seed
+        self.views = Views(processor, mode, kind)
         # Shared memory: data workers that outlive an epoch must see the new number too.
         self.epoch = torch.zeros((), dtype=torch.long).share_memory_()
-        size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
-        edge = size.get("shortest_edge")
-        self.height, self.width = size.get("height", edge), size.get("width", edge)
 
     def __len__(self) -> int:
         return len(self.data)
 
+    def seeds(self, indices: list[int]) -> list[str]:
+        epoch = int(self.epoch)
+        return [f"{self.seed} {epoch} {index}" for index in indices]
+
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        rows = self.data[indices]
-        images = [image.convert(self.mode) for image in rows[self.image_column]]
-        ready = {}
-        if self.kind != "none":
-            epoch = int(self.epoch)
-            for place, index in enumerate(indices):
-                rng = random.Random(f"{self.seed} {epoch} {index}")
-                images[place] = augment(images[place], self.height, self.width, self.kind, rng)
-            ready = {"do_resize": False, "do_center_crop": False}
-        pixels = self.processor(images, return_tensors="pt", **ready)["pixel_values"]
-        return [{"pixel_values": p, "labels": y} for p, y in zip(pixels, rows[self.label_column], strict=True)]
+        images, labels = read_images(self.data, indices, self.columns, self.views.mode)
+        pixels = self.views(images, self.seeds(indices))
+        return [{"pixel_values": p, "labels": y} for p, y in zip(pixels, labels, strict=True)]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.__getitems__([index])[0]

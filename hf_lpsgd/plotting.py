@@ -78,9 +78,12 @@ def plot_history(
         axes = figure.add_subplot(rows, columns, number + 1)
         for label, colour, steps, values in curves:
             few = len(steps) <= 40
+            name = f"{label}, at last {values[-1]:.3g}"
             axes.plot(
-                steps, values, color=colour, linewidth=1.6, marker="o" if few else None, markersize=3, label=label
+                steps, values, color=colour, linewidth=1.6, marker="o" if few else None, markersize=3, label=name
             )
+            if len(curves) > 1:  # side by side the two ends would often overlap
+                continue
             axes.annotate(
                 f"{values[-1]:.3g}",
                 (steps[-1], values[-1]),

@@ -24,6 +24,11 @@ _WITH_HORIZON = ("cosine", "linear")
 
 _TIE = "_hf_lpsgd_p_tie"
 
+_REPLACED = (
+    " Accelerate puts it in the place of an optimizer whose state DeepSpeed offloads. To keep yours, set "
+    'accelerator.state.deepspeed_plugin.deepspeed_config["zero_force_ds_cpu_optimizer"] = False before prepare().'
+)
+
 
 def annealed_p(schedule: str, p_max: float, index: int, length: int) -> float:
     """The order of the norm at place `index` of `length` places.
@@ -142,9 +147,10 @@ class PScheduleTie:
     def _peak_lr(self, group: dict[str, Any], index: int) -> float:
         if "max_lr" in group:  # OneCycleLR, whose initial_lr is not its peak
             return float(group["max_lr"])
-        max_lrs = getattr(self.lr_scheduler, "max_lrs", None)
-        if max_lrs and not _counts_evaluations(self.lr_scheduler):  # CyclicLR
-            return float(max_lrs[min(index, len(max_lrs) - 1)])
+        # CyclicLR and most of DeepSpeed's have the one, DeepSpeed's WarmupCosineLR the other.
+        peaks = getattr(self.lr_scheduler, "max_lrs", None) or getattr(self.lr_scheduler, "org_lrs", None)
+        if peaks and not _counts_evaluations(self.lr_scheduler):
+            return float(peaks[min(index, len(peaks) - 1)])
         return float(group.get("initial_lr", self.optimizer.defaults["lr"]))
 
 
@@ -187,6 +193,7 @@ def tie_p_schedule(
     if not isinstance(base, LpOptimizer):
         raise ValueError(
             f"tie_p_schedule ties the p of LPSGD or LPSGDM, and this optimizer is {type(base).__name__}: it has no p."
+            + (_REPLACED if type(base).__name__.startswith("DeepSpeedCPU") else "")
         )
     scheduler = unwrap_scheduler(lr_scheduler)
     check_choice("p schedule", schedule, P_SCHEDULES)

@@ -10,6 +10,7 @@ from transformers.training_args import TrainingArguments
 
 from ..optim.optimizer import LpOptimizer
 from ..schedules import is_tied, tie_p_schedule, unwrap_optimizer
+from .deepspeed import fit_deepspeed_config
 from .optim_args import validate_optim_args
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,8 @@ class LpScheduleCallback(TrainerCallback):
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        validate_optim_args(args)
+        if validate_optim_args(args) is not None:
+            fit_deepspeed_config(args)
 
     def on_train_begin(
         self,

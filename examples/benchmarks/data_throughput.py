@@ -1,0 +1,194 @@
+"""Is the model the bottleneck? Images per second of the whole training loop, against the model's own.
+
+    python examples/benchmarks/data_throughput.py --output results.json --dataset_name path/to/cifar10
+
+The loop is that of examples/image_classification.py: random views, collating, the Trainer, LPSGDM. The model's own is
+a copy of the model and of its optimizer, trained on batches that were prepared beforehand. The two take turns step by
+step, so that what else the machine does meets both alike; medians are compared. Flags that are not listed by --help
+are those of image_classification.py. With no --dataset_name the images are generated, in the schema of CIFAR-10.
+"""
+
+import argparse
+import copy
+import io
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from transformers import TrainerCallback
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+import image_classification as example  # noqa: E402
+import image_data  # noqa: E402
+
+from hf_lpsgd.model_card import RunFacts  # noqa: E402
+
+DEFAULTS = {
+    "--model_type": "cifar_resnet",
+    "--config_overrides": "depths=[1,1,1],hidden_sizes=[16,32,64]",
+    "--per_device_train_batch_size": "128",
+    "--optim": "lpsgdm",
+    "--optim_args": "p_max=20",
+    "--learning_rate": "1e-3",
+    "--logging_steps": "50",
+}
+
+
+def write_generated(folder: Path, images: int) -> None:
+    """Noise in the schema of CIFAR-10: as JPEG, `img` and `label`, 10 classes."""
+    rng = np.random.default_rng(0)
+    encoded = []
+    for _ in range(images):
+        coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        with io.BytesIO() as file:
+            coarse.resize((32, 32), Image.Resampling.BICUBIC).save(file, "JPEG", quality=95)
+            encoded.append({"bytes": file.getvalue(), "path": None})
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(10)})
+    rows = {"img": encoded, "label": rng.integers(0, 10, images).tolist()}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(folder / "train-00000-of-00001.parquet"))
+
+
+class TakeTurns(TrainerCallback):
+    """After each step of the Trainer's loop, times one of the model alone."""
+
+    def __init__(self, model: Any, batches: list[dict[str, torch.Tensor]], rate: float) -> None:
+        from hf_lpsgd import LPSGDM
+
+        self.model, self.batches = copy.deepcopy(model).train(), batches
+        self.optimizer = LPSGDM(self.model.parameters(), lr=rate, p_max=20)
+        self.resumed: float | None = None
+        self.loop: list[float] = []
+        self.alone: list[float] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.model.to(args.device)
+        self.batches = [{name: values.to(args.device) for name, values in batch.items()} for batch in self.batches]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        begun = now(args.device)
+        if self.resumed is not None:
+            self.loop.append(begun - self.resumed)
+        batch = self.batches[state.global_step % len(self.batches)]
+        self.optimizer.zero_grad()
+        self.model(**batch).loss.backward()
+        self.optimizer.step()
+        self.resumed = now(args.device)
+        self.alone.append(self.resumed - begun)
+
+
+def now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def data_alone(dataset: Any, size: int, batches: int) -> float:
+    """Images per second that `dataset` gives when no model is trained."""
+    rates = []
+    for number in range(batches):
+        begin = time.perf_counter()
+        dataset.__getitems__([(number * size + place) % len(dataset) for place in range(size)])
+        rates.append(size / (time.perf_counter() - begin))
+    return median(rates)
+
+
+def measure(flags: list[str], steps: int, warmup: int) -> dict[str, Any]:
+    model_args, data_args, training_args = example.parse_arguments(flags)
+    splits = image_data.load_splits(data_args, model_args.cache_dir)
+    columns = image_data.find_columns(next(iter(splits.values())), data_args)
+    train, _ = image_data.choose_splits(splits, data_args, columns[1], True, False)
+    assert train is not None
+    names = train.features[columns[1]].names
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+    some = image_data.first_images(train, columns[0])
+    torch.manual_seed(training_args.seed)
+    model, processor = example.from_scratch(model_args, data_args, some, labels)
+    begin = time.perf_counter()
+    facts = RunFacts(dataset="")
+    trainer = example.make_trainer(
+        model, processor, training_args, train, None, columns, "shift_flip", data_args, facts
+    )
+    decoding = time.perf_counter() - begin
+    images: Any = trainer.train_dataset
+    size = training_args.per_device_train_batch_size
+    parts = [images.__getitems__(list(range(start, start + size))) for start in range(0, 4 * size, size)]
+    turns = TakeTurns(model, [trainer.data_collator(part) for part in parts], training_args.learning_rate)
+    trainer.add_callback(turns)
+    trainer.train()
+    loop, alone = turns.loop[warmup:], turns.alone[warmup + 1 :]
+    plain = image_data.ImageDataset(train, columns, processor, images.views.mode, "shift_flip", training_args.seed)
+    return {
+        "model": f"{model_args.model_type}, {model.num_parameters():,} parameters",
+        "images": len(train),
+        "batch_size": size,
+        "steps": len(loop),
+        "images_per_second": {"loop": size / median(loop), "model_alone": size / median(alone)},
+        "ratio_of_medians": median(alone) / median(loop),
+        "ratio_of_totals": sum(alone) / sum(loop),
+        "data_alone_images_per_second": {
+            "as_used": data_alone(images, size, 30),
+            "decoded_anew": data_alone(plain, size, 10),
+        },
+        "cached": type(images).__name__ == "CachedImages",
+        "seconds_to_decode_and_set_up_once": decoding,
+        "loop_seconds": loop,
+        "model_alone_seconds": alone,
+    }
+
+
+def provenance() -> dict[str, Any]:
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
+    packages = ("hf-lpsgd", "torch", "transformers", "accelerate", "datasets", "pillow", "numpy")
+    cuda = torch.cuda.is_available()
+    return {
+        "command": "python examples/benchmarks/data_throughput.py " + " ".join(sys.argv[1:]),
+        "commit": commit,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "device": torch.cuda.get_device_name() if cuda else f"CPU, {platform.processor() or platform.machine()}",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="JSON file for the results")
+    parser.add_argument("--steps", type=int, default=150, help="steps measured")
+    parser.add_argument("--warmup", type=int, default=10, help="steps before them")
+    parser.add_argument("--generated_images", type=int, default=5000, help="how many, with no --dataset_name")
+    args, others = parser.parse_known_args()
+    origin = provenance()
+    with tempfile.TemporaryDirectory() as folder:
+        flags = list(others)
+        if "--dataset_name" not in flags:
+            (Path(folder) / "data").mkdir()
+            write_generated(Path(folder) / "data", args.generated_images)
+            flags += ["--dataset_name", f"{folder}/data", "--cache_dir", f"{folder}/cache"]
+        for name, value in DEFAULTS.items():
+            flags += [] if name in flags else [name, value]
+        flags += ["--do_train", "--max_steps", str(args.steps + args.warmup + 1), "--save_strategy", "no"]
+        flags += ["--report_to", "none", "--disable_tqdm", "true", "--output_dir", f"{folder}/run"]
+        results = measure(flags, args.steps, args.warmup)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps({**origin, **results}, indent=1) + "\n")
+    speed = results["images_per_second"]
+    print(f"whole loop:  {speed['loop']:,.0f} images/s")
+    print(f"model alone: {speed['model_alone']:,.0f} images/s")
+    print(f"ratio:       {results['ratio_of_medians']:.1%} (medians), {results['ratio_of_totals']:.1%} (totals)")
+    print(f"results:     {args.output}")
+
+
+if __name__ == "__main__":
+    main()

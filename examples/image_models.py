@@ -1,0 +1,144 @@
+"""The models for image_classification.py: from scratch, pretrained, or from a checkpoint to the last tensor."""
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import models  # noqa: F401  # makes cifar_resnet and cifar_vgg known to transformers
+import transformers
+from image_data import DataArguments, fail, first_line
+from PIL import Image
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+
+# What changes when no dataset is named.
+DIGITS_MODEL = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "patch_size": 2,
+    "initializer_range": 0.1,
+}
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Pretrained model to start from: a Hub name or a local folder."}
+    )
+    model_type: str = field(
+        default="vit",
+        metadata={
+            "help": "Architecture to train from scratch: vit, resnet, convnext, swin or another of transformers; or, "
+            "for small images, cifar_resnet (ResNet-18) or cifar_vgg (VGG-11)."
+        },
+    )
+    config_overrides: str | None = field(
+        default=None,
+        metadata={"help": "Changes to the from-scratch config: 'hidden_size=192,depths=[1,1]', or a JSON object."},
+    )
+    ignore_mismatched_sizes: bool = field(
+        default=False, metadata={"help": "Replace a pretrained head whose number of classes differs."}
+    )
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the pretrained model."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Where models and datasets are cached."})
+    license: str | None = field(
+        default=None,
+        metadata={"help": "Licence for the model card. Default: that of --model_name_or_path, else apache-2.0."},
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Delete the checkpoints of an earlier run in --output_dir, then start anew."}
+    )
+
+
+def load_exactly(folder: str) -> Any:
+    """The model saved in `folder`, after a check that every tensor of it was restored."""
+    try:
+        model, info = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        fail(f"cannot load the model in {folder!r}: {first_line(error)}")
+    wrong = {key: sorted(map(str, value)) for key, value in info.items() if value}
+    if wrong:
+        fail(f"the model in {folder!r} was not restored in full, so the run cannot go on exactly: {wrong}")
+    return model
+
+
+def read_overrides(text: str) -> dict[str, Any]:
+    if text.lstrip().startswith("{"):
+        return json.loads(text)
+    overrides = {}
+    for item in re.split(r",(?![^\[]*\])", text):
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if not equals:
+            raise ValueError(f"{item!r} has no '='")
+        try:
+            overrides[key] = json.loads(value.lower() if value in ("True", "False") else value)
+        except ValueError:
+            overrides[key] = value
+    return overrides
+
+
+def from_scratch(
+    model_args: ModelArguments, data_args: DataArguments, sample: list[Image.Image], labels: dict[str, Any]
+) -> tuple[Any, Any]:
+    """A model with random weights and an image processor for it, for images such as those in `sample`."""
+    kind, side = model_args.model_type, min(sample[0].size)
+    grey = all(image.mode in ("1", "L", "LA") for image in sample)
+    changes: dict[str, Any] = {"image_size": data_args.image_size or (side if side <= 64 else 224)}
+    changes["num_channels"] = 3  # for grey images too: a pipeline makes every image RGB
+    try:
+        known = AutoConfig.for_model(kind).to_dict()
+    except ValueError:
+        fail(f"--model_type {kind!r} is no known architecture; try vit, resnet or cifar_resnet")
+    try:
+        overrides = read_overrides(model_args.config_overrides) if model_args.config_overrides else {}
+    except ValueError as error:
+        fail(f"--config_overrides {model_args.config_overrides!r} is neither 'key=value,...' nor JSON: {error}")
+    unknown = sorted(set(overrides) - set(known) - set(changes))
+    if unknown:
+        fail(f"--config_overrides: {kind} has no {', '.join(unknown)}; it has {', '.join(known)}")
+    size = overrides.get("image_size", changes["image_size"])
+    if size < 128 and isinstance(known.get("patch_size"), int):
+        # The default of 16 is meant for 224 pixels; take about 8 patches a side, and none that is cut.
+        changes["patch_size"] = next(patch for patch in range(max(2, size // 8), size + 1) if size % patch == 0)
+    if data_args.is_digits and kind == "vit":
+        changes.update(DIGITS_MODEL)
+    given = {**changes, **overrides}
+    try:
+        config = AutoConfig.for_model(kind, **given, **labels)
+        model = AutoModelForImageClassification.from_config(config)
+    except Exception as error:  # of the many kinds that configs and layers raise for values that do not fit
+        fail(f"no image classifier of --model_type {kind!r} with {given}: {' '.join(str(error).split())}")
+    # The class that needs no torchvision; before transformers had two backends, the plain name was that class.
+    processor_class = getattr(transformers, "BitImageProcessorPil", None) or transformers.BitImageProcessor
+    channels = config.num_channels
+    std = 1.5 if grey and channels == 3 else 0.5  # each of three like channels gives a third of what one would
+    return model, processor_class(
+        size={"shortest_edge": size if size < 128 else round(size / 0.875)},
+        crop_size={"height": size, "width": size},
+        image_mean=[0.5] * channels,
+        image_std=[std] * channels,
+        do_convert_rgb=channels == 3,
+    )
+
+
+def pretrained(model_args: ModelArguments, labels: dict[str, Any]) -> tuple[Any, Any]:
+    """The model and image processor of --model_name_or_path, with a head for `labels`."""
+    name = str(model_args.model_name_or_path)
+    source: dict[str, Any] = {"revision": model_args.model_revision, "cache_dir": model_args.cache_dir}
+    replace = model_args.ignore_mismatched_sizes
+    try:
+        config = AutoConfig.from_pretrained(name, **source, **labels)
+        processor = AutoImageProcessor.from_pretrained(name, **source)
+        model = AutoModelForImageClassification.from_pretrained(
+            name, config=config, ignore_mismatched_sizes=replace, **source
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        if "ignore_mismatched_sizes" in str(error):
+            classes = len(labels["id2label"])
+            fail(f"{name!r} has a head for other classes than the dataset's {classes}: add --ignore_mismatched_sizes")
+        fail(f"--model_name_or_path {name!r} cannot be loaded: {first_line(error)}")
+    return model, processor

@@ -1,0 +1,41 @@
+"""What a DeepSpeed config may and may not say when LPSGD or LPSGDM trains."""
+
+from __future__ import annotations
+
+import logging
+
+from transformers.training_args import TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+
+def fit_deepspeed_config(args: TrainingArguments) -> None:
+    """Check the DeepSpeed config of these arguments, if there is one, and let the optimizer run where it offloads.
+
+    Raises:
+        ValueError: the config would have another optimizer train; says what to change.
+    """
+    plugin = getattr(args, "deepspeed_plugin", None)
+    if plugin is None:
+        return
+    config = plugin.deepspeed_config
+    optim = getattr(args.optim, "value", args.optim)
+    if "optimizer" in config:
+        kind = config["optimizer"].get("type", "an optimizer")
+        raise ValueError(
+            f"The DeepSpeed config has an `optimizer` section ({kind}), which would train instead of --optim {optim}. "
+            f"Drop the section from the config: --optim {optim} works with every ZeRO stage."
+        )
+    offload = config.get("zero_optimization", {}).get("offload_optimizer") or {}
+    # Unless told otherwise, Accelerate replaces an offloaded optimizer by DeepSpeed's CPU Adam without a word.
+    if offload.get("device") not in (None, "none") and config.setdefault("zero_force_ds_cpu_optimizer", False):
+        raise ValueError(
+            "The DeepSpeed config says `zero_force_ds_cpu_optimizer: true`, which would have DeepSpeed's CPU Adam "
+            f"train instead of --optim {optim}. Drop the entry, or make it false."
+        )
+    if "gradient_clipping" not in config:
+        logger.warning(
+            "The DeepSpeed config has no `gradient_clipping`, so DeepSpeed clips by a default of its own (1.0 in new "
+            'versions) and --max_grad_norm %s has no effect. Add `"gradient_clipping": "auto"` to the config.',
+            args.max_grad_norm,
+        )

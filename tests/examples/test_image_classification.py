@@ -1,0 +1,428 @@
+"""The example as its users run it: whole processes, real training on the digits and on folders of images."""
+
+import importlib.util
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SCRIPT = EXAMPLES / "image_classification.py"
+TIMING = ("runtime", "samples_per_second", "steps_per_second")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+LPSGDM = ["--use_cpu", "--disable_tqdm", "true", "--optim", "lpsgdm", "--optim_args"]
+TINY = ["--config_overrides", "hidden_size=32,intermediate_size=32,num_attention_heads=2,num_hidden_layers=1"]
+
+
+class Run:
+    """One run of the script in a process of its own."""
+
+    def __init__(self, server, arguments, folder, environment=None):
+        self.server, self.folder, self.log = server, folder, folder.with_suffix(".log")
+        arguments = [*map(str, arguments), "--output_dir", str(folder)]
+        self.pid = server.ask({"start": arguments, "log": str(self.log), "env": environment or {}})
+
+    def wait(self):
+        self.status = self.server.ask({"wait": self.pid})
+        return self
+
+    def ok(self):
+        self.wait()
+        assert self.status == 0, self.output
+        return self
+
+    @property
+    def output(self):
+        return self.log.read_text()
+
+    def weights(self, checkpoint=""):
+        return load_file(self.folder / checkpoint / "model.safetensors")
+
+    @property
+    def state(self):
+        return json.loads((self.folder / "trainer_state.json").read_text())
+
+    @property
+    def history(self):
+        return [
+            {key: value for key, value in entry.items() if not key.endswith(TIMING)}
+            for entry in self.state["log_history"]
+        ]
+
+
+class Server:
+    def __init__(self):
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("server.py")), str(SCRIPT)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=ENVIRONMENT,
+        )
+        assert self.process.stdout.readline() == "ready\n"
+
+    def ask(self, request):
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = Server()
+    yield server
+    server.process.stdin.close()
+    server.process.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def image_data():
+    spec = importlib.util.spec_from_file_location("image_data", EXAMPLES / "image_data.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def digits_run(server, tmp_path_factory):
+    """Two epochs on the digits; the run that several tests look at."""
+    arguments = ["--do_train", "--do_eval", *LPSGDM, "p_max=20,p_schedule=cosine", "--num_train_epochs", 2]
+    return Run(server, arguments, tmp_path_factory.mktemp("digits") / "run").ok()
+
+
+@pytest.fixture(scope="module")
+def image_folders(tmp_path_factory):
+    """Dark cats and light dogs, not square; there is no cat to evaluate on."""
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for name, count, light in (("train/cat", 8, 40), ("train/dog", 8, 200), ("validation/dog", 4, 200)):
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = rng.integers(light - 30, light + 30, (20, 24, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{number}.png")
+    return root
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_last_lines_tell_the_accuracy_and_where_everything_is(digits_run):
+    accuracy, *places = digits_run.output.splitlines()[-6:]
+    results = json.loads((digits_run.folder / "all_results.json").read_text())
+    assert accuracy == f"accuracy = {results['eval_accuracy']:.3f}"
+    assert [line.split(":")[0] for line in places] == ["model", "card", "curves", "metrics", "state"]
+    assert all(Path(line.split(":", 1)[1].strip()).exists() for line in places)
+    assert (digits_run.folder / "training_curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_history_holds_loss_accuracy_learning_rate_and_p(digits_run):
+    p = [entry["p"] for entry in digits_run.history if "p" in entry]
+    assert p[0] <= 20
+    assert p == sorted(p, reverse=True)
+    assert p[-1] < 3
+    for key in ("loss", "learning_rate", "eval_accuracy"):
+        assert any(key in entry for entry in digits_run.history)
+
+
+def test_reported_accuracy_is_that_of_the_saved_model(digits_run, image_data):
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    model = AutoModelForImageClassification.from_pretrained(digits_run.folder).eval()
+    data = image_data.load_digits()["validation"]
+    pixels = AutoImageProcessor.from_pretrained(digits_run.folder)(data[:]["image"], return_tensors="pt")
+    with torch.no_grad():
+        predicted = model(**pixels).logits.argmax(-1)
+    right = (predicted == torch.tensor(data[:]["label"])).double().mean().item()
+    results = json.loads((digits_run.folder / "all_results.json").read_text())
+    assert results["eval_accuracy"] == pytest.approx(right, abs=1e-12)
+    assert right > 0.15  # better than chance already
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "lr"])
+def test_killed_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(server, tmp_path, schedule):
+    # Checkpoints every 10 steps, logs every 4, epochs of 23 steps: the kill is in the midst of all three. Dropout and
+    # random shifts make any slip in the random numbers visible.
+    steps = 60
+    arguments = ["--do_train", "--do_eval", *LPSGDM, f"p_max=20,p_schedule={schedule}", "--max_steps", steps]
+    arguments += ["--save_steps", 10, "--logging_steps", 4, "--eval_strategy", "steps", "--eval_steps", 10]
+    arguments += ["--max_eval_samples", 60, "--config_overrides"]
+    arguments += ["hidden_size=32,intermediate_size=32,num_attention_heads=2,hidden_dropout_prob=0.1"]
+    whole = Run(server, arguments, tmp_path / "whole").ok()
+
+    killed = Run(server, arguments, tmp_path / "killed")
+    deadline = time.monotonic() + 120
+    while not ((killed.folder / "checkpoint-10/trainer_state.json").exists() and killed.output.count("'loss'") >= 4):
+        assert time.monotonic() < deadline, killed.output
+        time.sleep(0.005)
+    os.kill(killed.pid, signal.SIGKILL)
+    assert killed.wait().status == -signal.SIGKILL
+    reached = max(int(path.name.split("-")[1]) for path in killed.folder.glob("checkpoint-*"))
+    assert 10 <= reached < steps
+    # As if killed again, in the midst of writing a checkpoint: this one must not be taken.
+    (killed.folder / f"checkpoint-{steps - 1}").mkdir()
+    shutil.copy(killed.folder / "checkpoint-10/model.safetensors", killed.folder / f"checkpoint-{steps - 1}")
+
+    resumed = Run(server, [*arguments, "--resume_from_checkpoint", "True"], killed.folder).ok()
+    assert "keys in the checkpoint model" not in resumed.output
+    assert same(resumed.weights(), whole.weights())
+    assert not same(whole.weights(), whole.weights("checkpoint-10"))
+    moments = [
+        torch.load(run.folder / f"checkpoint-{steps}/optimizer.pt", weights_only=True) for run in (resumed, whole)
+    ]
+    assert moments[0]["param_groups"] == moments[1]["param_groups"]
+    for index, kept in moments[1]["state"].items():
+        assert same(moments[0]["state"][index], kept)
+    assert resumed.history == whole.history
+    assert sum("loss" in entry for entry in whole.history) == steps // 4
+
+
+def test_load_best_model_at_end_restores_every_tensor(server, tmp_path):
+    arguments = ["--do_train", *LPSGDM, "p_max=20", "--max_steps", 24, "--learning_rate", "3e-3", *TINY]
+    arguments += ["--eval_strategy", "steps", "--eval_steps", 8, "--save_steps", 8, "--load_best_model_at_end"]
+    # Highest loss is best: so it is the first checkpoint, which differs from the last in every tensor.
+    arguments += ["--metric_for_best_model", "loss", "--greater_is_better", "true"]
+    run = Run(server, arguments, tmp_path / "run").ok()
+    assert run.state["best_model_checkpoint"].endswith("checkpoint-8")
+    best, last = run.weights("checkpoint-8"), run.weights("checkpoint-24")
+    assert same(run.weights(), best)
+    # The key biases have no true gradient; every other tensor must have moved.
+    assert all(not torch.equal(best[key], last[key]) for key in best if not key.endswith("key.bias"))
+
+
+def test_resume_from_a_checkpoint_that_lacks_a_tensor_fails_and_names_it(server, digits_run, tmp_path):
+    broken = tmp_path / "checkpoint-5"
+    broken.mkdir()
+    shutil.copy(digits_run.folder / "config.json", broken)
+    shutil.copy(digits_run.folder / "trainer_state.json", broken)
+    weights = digits_run.weights()
+    lost = next(key for key in weights if "attention" in key)
+    del weights[lost]
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    run = Run(server, ["--do_train", "--use_cpu", "--resume_from_checkpoint", broken], tmp_path / "run").wait()
+    assert run.status == 2
+    assert "was not restored in full" in run.output.splitlines()[-1]
+    assert "missing_keys" in run.output.splitlines()[-1]
+
+
+def test_image_folders_train_and_keep_the_classes_of_both(server, image_folders, tmp_path):
+    arguments = ["--do_train", "--do_eval", *LPSGDM, "p_max=20", "--max_steps", 20, "--learning_rate", "3e-3", *TINY]
+    arguments += ["--train_dir", image_folders / "train", "--validation_dir", image_folders / "validation"]
+    run = Run(server, [*arguments, "--dataloader_num_workers", 1], tmp_path / "run").ok()
+    config = json.loads((run.folder / "config.json").read_text())
+    assert config["id2label"] == {"0": "cat", "1": "dog"}
+    assert (config["image_size"], config["num_channels"]) == (20, 3)
+    assert "accuracy = 1.000" in run.output
+    assert "16 images to train and 4 images to evaluate in 2 classes" in run.output
+
+
+@pytest.fixture(scope="module")
+def parquet_folder(tmp_path_factory):
+    """A dataset with columns and splits of unusual names, its labels as text."""
+    import datasets
+
+    folder = tmp_path_factory.mktemp("parquet")
+    features = datasets.Features({"img": datasets.Image(), "kind": datasets.Value("string")})
+    images = [Image.new("RGB", (12, 12), (level, level, level)) for level in (10, 250) * 10]
+    rows = datasets.Dataset.from_dict({"img": images, "kind": ["night", "day"] * 10}, features=features)
+    rows.to_parquet(folder / "train-00000-of-00001.parquet")
+    return folder
+
+
+def test_local_dataset_with_text_labels_and_no_evaluation_split_trains(server, parquet_folder, tmp_path):
+    arguments = ["--do_train", "--do_eval", *LPSGDM, "p_max=20", "--max_steps", 2, *TINY, "--dataset_name"]
+    arguments += [parquet_folder, "--label_column_name", "kind", "--train_val_split", "0.2", "--max_train_samples", 9]
+    run = Run(server, arguments, tmp_path / "run").ok()
+    assert "9 images to train and 4 images to evaluate in 2 classes" in run.output
+    assert json.loads((run.folder / "config.json").read_text())["id2label"] == {"0": "day", "1": "night"}
+
+
+@pytest.mark.parametrize("form", ["json", "yaml"])
+def test_arguments_may_stand_in_a_file(server, tmp_path, form):
+    folder, values = tmp_path / "run", {"do_train": True, "use_cpu": True, "optim": "lpsgd", "max_steps": 1}
+    values |= {"output_dir": str(folder), "max_train_samples": 32, "optim_args": "p_max=7", "learning_rate": 0.0625}
+    file = tmp_path / f"arguments.{form}"
+    file.write_text(json.dumps(values) if form == "json" else "".join(f"{k}: {v}\n" for k, v in values.items()))
+    log = tmp_path / "log"
+    pid = server.ask({"start": [str(file)], "log": str(log), "env": {}})
+    assert server.ask({"wait": pid}) == 0, log.read_text()
+    optimizer = torch.load(folder / "checkpoint-1/optimizer.pt", weights_only=True)
+    assert [group["p_max"] for group in optimizer["param_groups"]] == [7, 7]
+    assert optimizer["param_groups"][0]["initial_lr"] == 0.0625
+
+
+def test_two_processes_share_the_work_and_only_the_first_prints(server, tmp_path):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    arguments = ["--do_train", "--do_eval", *LPSGDM, "p_max=20", "--max_steps", 6, *TINY]
+    arguments += ["--output_dir", str(tmp_path / "shared")]
+    pids, logs = [], [tmp_path / "0.log", tmp_path / "1.log"]
+    for rank in ("0", "1"):
+        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        request = {"start": list(map(str, arguments)), "log": str(logs[int(rank)]), "env": environment}
+        pids.append(server.ask(request))
+    assert [server.ask({"wait": pid}) for pid in pids] == [0, 0], "".join(log.read_text() for log in logs)
+    assert "accuracy = " in logs[0].read_text()
+    assert all(word not in logs[1].read_text() for word in ("accuracy", "'loss'", "images to train"))
+    # 6 steps of 2 x 64 images, of 1,437.
+    state = json.loads((tmp_path / "shared/trainer_state.json").read_text())
+    assert state["epoch"] == pytest.approx(6 / 12)
+
+
+def test_earlier_checkpoints_are_neither_mixed_up_nor_deleted_unasked(server, tmp_path):
+    folder = tmp_path / "run"
+    arguments = ["--do_train", "--use_cpu", "--max_steps", 1, *TINY]
+    old = folder / "checkpoint-900"
+    old.mkdir(parents=True)
+    run = Run(server, arguments, folder).wait()
+    assert run.status == 2
+    assert "checkpoint-900" in run.output
+    assert "--overwrite_output_dir" in run.output
+    assert old.exists()
+    Run(server, [*arguments, "--overwrite_output_dir"], folder).ok()
+    assert not old.exists()
+    assert (folder / "checkpoint-1").exists()
+
+
+BAD_INPUT = {
+    "neither --do_train nor --do_eval": ([], ["nothing to do", "--do_train", "--do_eval"]),
+    "evaluation without a model": (["--do_eval"], ["--model_name_or_path"]),
+    "unknown argument": (["--do_train", "--max_samples", "3"], ["unknown arguments: --max_samples 3"]),
+    "unknown optimizer": (["--do_train", "--optim", "lpsgdmm"], ["lpsgdmm", "lpsgdm'"]),
+    "unknown optim_args key": (["--do_train", "--optim", "lpsgdm", "--optim_args", "pmax=3"], ["pmax", "p_max"]),
+    "no such folder": (["--do_train", "--train_dir", "/no/such/folder"], ["--train_dir", "/no/such/folder"]),
+    "no such local dataset": (["--do_train", "--dataset_name", "./nowhere"], ["--dataset_name", "./nowhere"]),
+    "no such dataset on the Hub": (["--do_train", "--dataset_name", "nobody/nothing"], ["nobody/nothing"]),
+    "dataset and folder": (["--do_train", "--dataset_name", "a", "--train_dir", "."], ["exclude each other"]),
+    "no such image column": (["--do_train", "--image_column_name", "pic"], ["'pic'", "image (Image)"]),
+    "column without images": (["--do_train", "--image_column_name", "label"], ["holds no images", "image (Image)"]),
+    "no such label column": (["--do_train", "--label_column_name", "y"], ["'y'", "label (ClassLabel)"]),
+    "no such split": (["--do_train", "--eval_split_name", "dev"], ["'dev'", "train, validation"]),
+    "nothing to resume": (["--do_train", "--resume_from_checkpoint", "True"], ["holds no complete checkpoint"]),
+    "no such checkpoint": (["--do_train", "--resume_from_checkpoint", "x"], ["'x'", "trainer_state.json"]),
+    "no images": (["--do_train", "--max_train_samples", "0"], ["--max_train_samples", "at least 1"]),
+    "unknown augmentation": (["--do_train", "--augmentation", "blur"], ["'blur'", "shift_flip"]),
+    "unknown architecture": (["--do_train", "--model_type", "vitt"], ["'vitt'", "resnet"]),
+    "unknown config key": (["--do_train", "--config_overrides", "width=3"], ["width", "hidden_size"]),
+    "impossible config": (["--do_train", "--config_overrides", "hidden_act=swoosh"], ["swoosh"]),
+    "settings that contradict": (["--do_train", "--load_best_model_at_end", "--eval_strategy", "no"], ["best"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_answered_in_one_line(server, tmp_path, case):
+    arguments, words = BAD_INPUT[case]
+    run = Run(server, [*arguments, "--use_cpu"], tmp_path / "run").wait()
+    answers = [line for line in run.output.splitlines() if "error:" in line]
+    assert run.status == 2, run.output
+    assert len(answers) == 1, run.output
+    assert "Traceback" not in run.output
+    assert answers[0].startswith("image_classification.py: error: ")
+    assert all(word in answers[0] for word in words), answers[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_dataset_with_two_label_columns_asks_which_one(image_data, capsys):
+    import datasets
+
+    features = {"img": datasets.Image(), "fine": datasets.ClassLabel(2), "coarse": datasets.ClassLabel(2)}
+    empty = datasets.Dataset.from_dict({name: [] for name in features}, features=datasets.Features(features))
+    with pytest.raises(SystemExit):
+        image_data.find_columns(empty, image_data.DataArguments())
+    assert "more than one label column found: pass --label_column_name" in capsys.readouterr().err
+    chosen = image_data.find_columns(empty, image_data.DataArguments(label_column_name="coarse"))
+    assert chosen == ("img", "coarse")
+
+
+def test_script_runs_as_a_program_and_needs_nothing_from_the_test_harness(tmp_path):
+    command = [sys.executable, SCRIPT, "--do_train", *LPSGDM, "p_max=20", "--max_steps", "1", "--eval_strategy", "no"]
+    command += [*TINY, "--output_dir", tmp_path / "run"]
+    result = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "run/model.safetensors").exists()
+    assert "accuracy =" not in result.stdout
+
+
+@pytest.fixture(scope="module")
+def views(image_data):
+    """Makes the digits' training images as the model gets them, with a kind of random view and a seed."""
+    from transformers import BitImageProcessorPil
+
+    processor = BitImageProcessorPil(
+        size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}, image_mean=[0.5], image_std=[0.5]
+    )
+    processor.do_convert_rgb = False
+    data = image_data.load_digits()["train"].select(range(40))
+
+    def make(kind, seed=0):
+        return image_data.ImageDataset(data, ("image", "label"), processor, "L", kind, seed)
+
+    return make
+
+
+def pixels(dataset, indices):
+    return torch.stack([item["pixel_values"] for item in dataset.__getitems__(list(indices))])
+
+
+def test_random_views_follow_from_seed_epoch_and_index_alone(views):
+    one, again, other_seed = views("shift"), views("shift"), views("shift", seed=1)
+    random.seed(5)
+    torch.manual_seed(5)
+    first = pixels(one, range(40))
+    alone = torch.stack([again[index]["pixel_values"] for index in reversed(range(40))]).flip(0)
+    assert torch.equal(first, alone)
+    assert not torch.equal(first, pixels(other_seed, range(40)))
+    one.epoch.fill_(1)
+    assert not torch.equal(first, pixels(one, range(40)))
+    one.epoch.fill_(0)
+    assert torch.equal(first, pixels(one, range(40)))
+
+
+def test_evaluation_sees_the_images_as_they_are(views, image_data):
+    from sklearn.datasets import load_digits
+
+    shown = pixels(views("none"), range(40))[:, 0].double()
+    grey = torch.tensor(np.rint(load_digits().images * 255 / 16)) / 255
+    for image in shown:
+        assert (grey * 2 - 1 - image).abs().amax(dim=(1, 2)).min() < 1e-6
+
+
+def test_images_of_the_right_size_skip_resizing_without_a_difference(image_data):
+    import datasets
+    from transformers import BitImageProcessorPil, ViTImageProcessorPil
+
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 255, (12, 12, 3), dtype=np.uint8)) for _ in range(3)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(2)})
+    data = datasets.Dataset.from_dict({"image": images, "label": [0, 1, 0]}, features=features)
+    square = {"height": 12, "width": 12}
+    for processor, keeps_size in (
+        (BitImageProcessorPil(size={"shortest_edge": 12}, crop_size=square), True),
+        (BitImageProcessorPil(size={"shortest_edge": 16}, crop_size=square), False),
+        (ViTImageProcessorPil(size=square), True),
+    ):
+        dataset = image_data.ImageDataset(data, ("image", "label"), processor, "RGB", "none", 0)
+        assert dataset.views.keeps_size is keeps_size
+        assert torch.equal(pixels(dataset, range(3)), processor(images, return_tensors="pt")["pixel_values"])
+
+
+@pytest.mark.parametrize("kind", ["shift", "shift_flip", "resized_crop_flip"])
+@pytest.mark.parametrize("size", [(8, 8), (50, 31), (20, 90)])
+def test_random_views_have_the_size_asked_for_and_differ(image_data, kind, size):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8))
+    shown = [image_data.augment(image, 12, 16, kind, random.Random(seed)) for seed in range(20)]
+    assert {view.size for view in shown} == {(16, 12)}
+    assert len({view.tobytes() for view in shown}) > 5

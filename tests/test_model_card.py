@@ -1,0 +1,279 @@
+import math
+import re
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import TrainingArguments
+
+from hf_lpsgd import LPSGDM
+from hf_lpsgd.model_card import RunFacts, command_line, license_of, make_model_card, results_rows, write_model_card
+
+TOKEN = "hf_neverToBeSeen0123456789"
+HISTORY = [
+    {"epoch": 0.5, "step": 5, "loss": 2.25, "learning_rate": 2e-3, "p": 18.5},
+    {"epoch": 1.0, "step": 10, "loss": 1.75, "learning_rate": 1e-3, "p": 11.0},
+    {"epoch": 1.0, "step": 10, "eval_loss": 1.5, "eval_accuracy": 0.8123456, "eval_runtime": 0.1},
+    {"epoch": 1.5, "step": 15, "loss": 1.25, "learning_rate": 5e-4, "p": 4.0},
+    {"epoch": 2.0, "step": 20, "eval_loss": 1.625, "eval_accuracy": 0.7876543, "eval_runtime": 0.1},
+]
+END = {"epoch": 2.0, "step": 20, "train_runtime": 12.0, "train_samples_per_second": 34.5, "train_loss": 1.6}
+FINAL = {"epoch": 2.0, "step": 20, "eval_loss": 1.5, "eval_accuracy": 0.8123456}
+FACTS = RunFacts("CIFAR-10", "uoft-cs/cifar10", "plain_text", "test", 50_000, 10_000, hyperparameters={"cutout": 8})
+
+
+@pytest.fixture
+def trainer(tmp_path, monkeypatch):
+    """What a Trainer holds at the end of a run; keywords are those of TrainingArguments."""
+    monkeypatch.setattr(sys, "argv", ["train.py", "--do_train"])
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+
+    def make(history=(*HISTORY, END, FINAL), hub_model_id=None, optimizer=None, **arguments):
+        defaults = {"optim": "lpsgdm", "output_dir": str(tmp_path / "tiny-vit"), "use_cpu": True, "report_to": []}
+        state = SimpleNamespace(log_history=list(history), global_step=20, max_steps=20, num_train_epochs=2)
+        state.best_model_checkpoint = None
+        config = SimpleNamespace(model_type="vit", num_labels=10)
+        model = SimpleNamespace(config=config, num_parameters=lambda: 1234567, _auto_class=None)
+        args = TrainingArguments(**{**defaults, **arguments})
+        return SimpleNamespace(args=args, state=state, model=model, hub_model_id=hub_model_id, optimizer=optimizer)
+
+    return make
+
+
+def metrics(card):
+    return {result.metric_type: result.metric_value for result in card.data.eval_results or []}
+
+
+def hyperparameters(card):
+    return dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", card.text.split("## Training")[1], re.MULTILINE))
+
+
+def test_rows_hold_evaluations_in_training_with_what_was_last_logged():
+    assert results_rows([*HISTORY, END, FINAL]) == [
+        {"epoch": 1, "step": 10, "loss": 1.75, "learning_rate": 1e-3, "p": 11.0}
+        | {"eval_loss": 1.5, "eval_accuracy": 0.8123456},
+        {"epoch": 2, "step": 20, "loss": 1.25, "learning_rate": 5e-4, "p": 4.0}
+        | {"eval_loss": 1.625, "eval_accuracy": 0.7876543},
+    ]
+
+
+def test_without_evaluations_there_is_a_row_for_each_epoch():
+    logs = [entry for entry in HISTORY if "loss" in entry]
+    assert [(row["epoch"], row["loss"]) for row in results_rows([*logs, END])] == [(1.0, 1.75), (1.5, 1.25)]
+
+
+def test_metadata_survives_the_hub_library_and_holds_the_last_evaluation(trainer):
+    card = ModelCard(str(make_model_card(trainer(hub_model_id="me/tiny-vit"), FACTS)))
+    assert metrics(card) == {"accuracy": 0.8123456, "loss": 1.5}
+    result = card.data.eval_results[0]
+    assert (result.dataset_type, result.dataset_config, result.dataset_split) == (
+        "uoft-cs/cifar10",
+        "plain_text",
+        "test",
+    )
+    assert card.data.to_dict()["model-index"][0]["name"] == "tiny-vit"
+    assert card.data.datasets == ["uoft-cs/cifar10"]
+    assert card.data.metrics == ["accuracy"]
+    assert card.data.library_name == "transformers"
+    assert card.data.pipeline_tag == "image-classification"
+    assert card.data.license == "apache-2.0"
+    assert {"lpsgdm", "image-classification", "hf_lpsgd", "vit"} <= set(card.data.tags)
+    assert card.data.base_model is None
+
+
+def test_text_shows_the_rows_and_the_last_evaluation(trainer):
+    text = make_model_card(trainer(), FACTS, "curves.png").text
+    assert "| epoch | step | training loss | evaluation loss | accuracy | learning rate | p |" in text
+    assert "| 1 | 10 | 1.7500 | 1.5000 | 0.8123 | 1.000e-03 | 11.000 |" in text
+    assert "| 2 | 20 | 1.2500 | 1.6250 | 0.7877 | 5.000e-04 | 4.000 |" in text
+    assert "On the 10,000 images of the split `test`, at step 20: **accuracy 0.8123 and loss 1.5000**." in text
+    assert "](curves.png)" in text
+    assert "1,234,567 parameters" in text
+    assert "12.0 s, 34.5 images a second" in text
+    assert "training_args.bin" in text
+    assert "@article{xu2026beyond" in text
+    assert "under way" not in text
+
+
+def test_best_model_is_named_where_it_was_loaded(trainer):
+    run = trainer(
+        load_best_model_at_end=True, metric_for_best_model="accuracy", eval_strategy="steps", save_strategy="steps"
+    )
+    run.state.best_model_checkpoint = "somewhere/checkpoint-10"
+    assert "The model is the best one by accuracy, of `checkpoint-10`." in make_model_card(run, FACTS).text
+
+
+@pytest.mark.parametrize("optim", ["lpsgdm", "lpsgd", "adamw_torch", "sgd"])
+@pytest.mark.parametrize("history", [(*HISTORY, END, FINAL), HISTORY[:3], (END,), ()], ids=len)
+def test_no_placeholder_is_left(trainer, optim, history):
+    card = str(make_model_card(trainer(history, optim=optim), RunFacts("some images")))
+    for left in (
+        r"\bNone\b",
+        r"\bnan\b",
+        "TODO",
+        "More information",
+        r"\{\w*\}",
+        "<[^>]*>",
+        "@@",
+        r"\| +\|",
+        "unknown",
+    ):
+        assert not re.search(left, card.split("@article")[0]), left
+
+
+def test_training_under_way_is_said(trainer):
+    run = trainer(HISTORY[:3])
+    run.state.global_step = 10
+    assert "**Training was under way when this card was written: step 10 of 20.**" in make_model_card(run, FACTS).text
+
+
+@pytest.mark.parametrize(
+    ("optim_args", "words", "rows"),
+    [
+        (None, "p starts at p_max = 20", {"largest order of the norm (p_max)": "20", "momentum": "0.9"}),
+        ("p_max=6,p_schedule=linear,momentum=0.5", "in a straight line", {"momentum": "0.5", "eps": "1e-08"}),
+        ("p_max=6,p_schedule=lr", "in proportion to the learning rate", {"p schedule": "lr, changing by step"}),
+        ("p_max=6,p_schedule=constant", "p stays at p_max = 6.", {"p schedule": "constant, changing by step"}),
+        ("p_granularity=epoch", "it changes at every epoch", {"p schedule": "cosine, changing by epoch"}),
+    ],
+)
+def test_p_and_its_schedule_are_told_in_words(trainer, optim_args, words, rows):
+    card = make_model_card(trainer(optim_args=optim_args, weight_decay=0.05), FACTS)
+    assert words in card.text
+    assert rows.items() <= hyperparameters(card).items()
+    facts = {"weight decay": "0.05", "cutout": "8", "images to train": "50,000"}
+    assert facts.items() <= hyperparameters(card).items()
+
+
+def test_optimizer_in_force_counts_more_than_the_arguments(trainer):
+    optimizer = LPSGDM([torch.zeros(1)], p_max=7, momentum=0.25, weight_decay=0.5)
+    shown = hyperparameters(make_model_card(trainer(optimizer=optimizer, optim_args="p_max=20"), FACTS))
+    assert shown["largest order of the norm (p_max)"] == "7"
+    assert (shown["momentum"], shown["weight decay"]) == ("0.25", "0.5")
+
+
+def test_lpsgd_has_no_momentum(trainer):
+    card = make_model_card(trainer(optim="lpsgd"), FACTS)
+    assert "momentum" not in hyperparameters(card)
+    assert "lr * g / (|g| + eps)^rho" in card.text
+    assert "lpsgd" in card.data.tags
+
+
+def test_other_optimizers_are_named_and_the_paper_is_not_cited_for_them(trainer):
+    card = make_model_card(trainer(optim="sgd", optim_args="momentum=0.9"), FACTS)
+    assert "The optimizer is the Trainer's `sgd` with `momentum=0.9`." in card.text
+    assert "sgd" in card.data.tags
+    assert "lpsgdm" not in card.data.tags
+    assert "xu2026" not in card.text
+    assert "p_max" not in card.text
+
+
+def test_images_a_step_count_accumulation(trainer):
+    run = trainer(per_device_train_batch_size=16, gradient_accumulation_steps=4)
+    shown = hyperparameters(make_model_card(run, FACTS))
+    assert shown["images a step"] == "64 (16 a device, 1 process, 4 accumulated)"
+
+
+def test_many_evaluations_are_thinned_to_forty_with_the_first_and_last(trainer):
+    history = [{"epoch": step, "step": step, "eval_loss": 1.0, "eval_accuracy": 0.5} for step in range(1, 301)]
+    text = make_model_card(trainer([*history, END]), FACTS).text
+    shown = re.findall(r"^\| \d+ \| (\d+) \|", text, re.MULTILINE)
+    assert (len(shown), shown[0], shown[-1]) == (40, "1", "300")
+    assert "40 of 300 rows are shown" in text
+
+
+def test_loss_that_is_no_number_is_kept_out_of_the_metadata(trainer):
+    card = make_model_card(trainer([*HISTORY, END, {**FINAL, "eval_loss": math.nan}]), FACTS)
+    assert metrics(card) == {"accuracy": 0.8123456}
+
+
+def test_fine_tuned_model_names_its_base(trainer, tmp_path):
+    card = make_model_card(trainer(), RunFacts("images", base_model="google/vit-base-patch16-224", license="mit"))
+    assert card.data.base_model == "google/vit-base-patch16-224"
+    assert card.data.license == "mit"
+    assert "fine-tuned from `google/vit-base-patch16-224`" in card.text
+    (tmp_path / "mine").mkdir()
+    card = make_model_card(trainer(), RunFacts("images", base_model=str(tmp_path / "mine")))
+    assert card.data.base_model is None  # the Hub would not know it
+    assert "fine-tuned from `mine`" in card.text
+
+
+@pytest.mark.parametrize("card", ["---\nlicense: bsd-3-clause\n---\n# x", "---\ntags: [a]\n---\n# x", "# x", None])
+def test_licence_is_the_one_in_the_base_models_card(tmp_path, card):
+    if card is not None:
+        (tmp_path / "README.md").write_text(card)
+    assert license_of(str(tmp_path)) == ("bsd-3-clause" if card and "bsd" in card else "unknown")
+
+
+def test_model_with_code_of_its_own_is_loaded_with_trust(trainer):
+    run = trainer(hub_model_id="me/tiny-vit")
+    assert 'pipeline("image-classification", model="me/tiny-vit")' in make_model_card(run, FACTS).text
+    run.model._auto_class = "AutoModelForImageClassification"
+    assert 'model="me/tiny-vit", trust_remote_code=True)' in make_model_card(run, FACTS).text
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--hub_token", TOKEN],
+        [f"--hub_token={TOKEN}"],
+        [f"--hub-token={TOKEN}"],
+        ["--wandb_api_key", TOKEN],
+        ["-x" + TOKEN],
+    ],
+)
+def test_command_holds_no_token_and_all_else(given, monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    shown = command_line(["train.py", "--do_train", *given, "--run_name", "two words"], [TOKEN, None])
+    assert TOKEN not in shown
+    assert shown.startswith("python train.py --do_train ")
+    assert shown.endswith(" --run_name 'two words'")
+    if given[0].startswith("--"):
+        assert shown == "python train.py --do_train --run_name 'two words'"
+
+
+def test_command_of_several_processes_starts_them(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert command_line(["/elsewhere/train.py"]) == "torchrun --nproc_per_node 2 train.py"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.yaml", f"optim: lpsgdm\nhub_token: {TOKEN}\nlearning_rate: 1e-3\n"),
+        ("a.json", f'{{"optim": "lpsgdm", "hub_token": "{TOKEN}", "learning_rate": 1e-3}}'),
+    ],
+)
+def test_file_of_arguments_is_shown_without_its_token(trainer, tmp_path, monkeypatch, name, text):
+    (tmp_path / name).write_text(text)
+    run = trainer()
+    monkeypatch.setattr(sys, "argv", ["train.py", str(tmp_path / name)])
+    shown = make_model_card(run, FACTS).text.split(f"with `{name}`:")[1]
+    assert TOKEN not in shown
+    assert "***" in shown
+    assert re.search(r"optim\"?: \"?lpsgdm", shown)
+    assert re.search(r"learning_rate\"?: 1e-3", shown)
+
+
+def test_token_in_use_is_hidden_wherever_it_stands(trainer, monkeypatch):
+    run = trainer()
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--run_name", f"my-{TOKEN}-run"])
+    text = make_model_card(run, FACTS).text
+    assert TOKEN not in text
+    assert "my-***-run" in text
+
+
+def test_card_and_curves_are_written_into_the_output_folder(trainer, monkeypatch, tmp_path):
+    assert write_model_card(trainer(), FACTS) is None
+    assert (tmp_path / "tiny-vit/training_curves.png").read_bytes().startswith(b"\x89PNG")
+    written = ModelCard.load(tmp_path / "tiny-vit/README.md")
+    assert metrics(written) == {"accuracy": 0.8123456, "loss": 1.5}
+    assert "](training_curves.png)" in written.text
+
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert "matplotlib" in write_model_card(trainer(), FACTS)
+    assert "training_curves.png" not in ModelCard.load(tmp_path / "tiny-vit/README.md").text
