@@ -130,8 +130,8 @@ def _local(param: Tensor, grad: Tensor, buffer: Tensor | None) -> _Block:
     assert isinstance(param, DTensor)
     if not isinstance(grad, DTensor):
         raise ValueError(
-            f"A parameter of shape {tuple(param.shape)} is a DTensor and its gradient a plain tensor: which part of it "
-            "is meant? Make it one with torch.distributed.tensor.distribute_tensor."
+            f"A parameter of shape {tuple(param.shape)} is a DTensor and its gradient a plain tensor. "
+            "Make the gradient a DTensor with torch.distributed.tensor.distribute_tensor."
         )
     if grad.placements != param.placements:
         grad = grad.redistribute(param.device_mesh, param.placements)
