@@ -157,6 +157,11 @@ def main(args: argparse.Namespace) -> None:
             log_with="tensorboard" if args.with_tracking else None,
             project_config=ProjectConfiguration(project_dir=str(args.output_dir)),
         )
+        if accelerator.state.deepspeed_plugin is not None:
+            # Left alone, "auto" clips at 1.0, and an offloaded optimizer is replaced by DeepSpeed's own Adam.
+            deepspeed_config = accelerator.state.deepspeed_plugin.deepspeed_config
+            deepspeed_config["gradient_clipping"] = args.max_grad_norm
+            deepspeed_config["zero_force_ds_cpu_optimizer"] = False
         optimizer = LPSGDM(
             model.parameters(),
             lr=args.lr,

@@ -1,0 +1,26 @@
+"""examples/accelerate_loop.py on two processes, by DDP and by DeepSpeed's ZeRO stages."""
+
+from pathlib import Path
+
+import pytest
+
+from hf_lpsgd.schedules import annealed_p
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "accelerate_loop.py"
+STEPS = 6
+ARGUMENTS = ["--max_train_steps", str(STEPS), "--num_warmup_steps", "0", "--batch_size", "16"]
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_the_accelerate_loop_with_zero_gives_what_it_gives_with_ddp(stage, ranks):
+    spec = {"script": str(SCRIPT), "arguments": ARGUMENTS}
+    ddp = ranks.run("run_loop", **spec)
+    zero = ranks.run("run_loop", env=ranks.launch_config(f"deepspeed_zero{stage}")["environment"], **spec)
+    assert (ddp.facts["engine"], ddp.facts["world_size"]) == ("DistributedDataParallel", 2)
+    assert (zero.facts["engine"], zero.facts["world_size"], zero.facts["zero_stage"]) == ("DeepSpeedEngine", 2, stage)
+    expected = [annealed_p("cosine", 20.0, step, STEPS) for step in range(STEPS)]
+    assert ddp.logged("p") == zero.logged("p") == pytest.approx(expected)
+    assert ddp.logged("learning_rate") == zero.logged("learning_rate")
+    saved = [ranks.run("weights_from_pretrained", 1, model=str(run.folder / "out")) for run in (ddp, zero)]
+    assert not any(any(run.facts.values()) for run in saved)
+    assert saved[0].difference(saved[1]) <= 1e-4
