@@ -8,14 +8,15 @@ from hf_lpsgd.schedules import annealed_p
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "accelerate_loop.py"
 STEPS = 6
-ARGUMENTS = ["--max_train_steps", str(STEPS), "--num_warmup_steps", "0", "--batch_size", "16"]
+# A norm that the gradients exceed, and not the 1.0 that DeepSpeed clips at by itself.
+ARGUMENTS = f"--max_train_steps {STEPS} --num_warmup_steps 0 --batch_size 16 --max_grad_norm 0.1".split()
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_the_accelerate_loop_with_zero_gives_what_it_gives_with_ddp(stage, ranks):
+@pytest.mark.parametrize(("config", "stage"), [("zero2", 2), ("zero3", 3), ("zero3_offload", 3)])
+def test_the_accelerate_loop_with_zero_gives_what_it_gives_with_ddp(config, stage, ranks):
     spec = {"script": str(SCRIPT), "arguments": ARGUMENTS}
     ddp = ranks.run("run_loop", **spec)
-    zero = ranks.run("run_loop", env=ranks.launch_config(f"deepspeed_zero{stage}")["environment"], **spec)
+    zero = ranks.run("run_loop", env=ranks.launch_config(f"deepspeed_{config}")["environment"], **spec)
     assert (ddp.facts["engine"], ddp.facts["world_size"]) == ("DistributedDataParallel", 2)
     assert (zero.facts["engine"], zero.facts["world_size"], zero.facts["zero_stage"]) == ("DeepSpeedEngine", 2, stage)
     expected = [annealed_p("cosine", 20.0, step, STEPS) for step in range(STEPS)]
