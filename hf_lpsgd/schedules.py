@@ -6,10 +6,11 @@ Nothing here has a state of its own: what a run needs to resume p is in the LR s
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from .optim.optimizer import LpOptimizer
 
@@ -23,6 +24,9 @@ GRANULARITIES: tuple[str, ...] = get_args(Granularity)
 _WITH_HORIZON = ("cosine", "linear")
 
 _TIE = "_hf_lpsgd_p_tie"
+
+# Wrappers of wrappers of optimizers and schedulers; a bound, for objects that have every attribute.
+_DEEPEST = 8
 
 _REPLACED = (
     " Accelerate puts it in the place of an optimizer whose state DeepSpeed offloads. To keep yours, set "
@@ -66,21 +70,27 @@ def p_following_lr(p_max: float, lr: float, peak_lr: float) -> float:
 
 def unwrap_optimizer(optimizer: Any) -> Any:
     """The innermost optimizer of Accelerate's and DeepSpeed's wrappers, which hold it as `.optimizer`."""
-    while not isinstance(optimizer, LpOptimizer) and getattr(optimizer, "optimizer", None) is not None:
-        optimizer = optimizer.optimizer
+    for _ in range(_DEEPEST):
+        inner = getattr(optimizer, "optimizer", None)
+        if isinstance(optimizer, LpOptimizer) or inner is None:
+            break
+        optimizer = inner
     return optimizer
 
 
 def unwrap_scheduler(lr_scheduler: Any) -> Any:
     """The innermost scheduler of Accelerate's and DeepSpeed's wrappers, which hold it as `.scheduler`."""
-    while getattr(lr_scheduler, "scheduler", None) is not None:
-        lr_scheduler = lr_scheduler.scheduler
+    for _ in range(_DEEPEST):
+        inner = getattr(lr_scheduler, "scheduler", None)
+        if inner is None:
+            break
+        lr_scheduler = inner
     return lr_scheduler
 
 
-def is_tied(optimizer: Any) -> bool:
-    """Whether [`tie_p_schedule`] governs the `p` of this optimizer, wrapped or not."""
-    return getattr(unwrap_optimizer(optimizer), _TIE, None) is not None
+def current_tie(optimizer: Any) -> PScheduleTie | None:
+    """The tie by which [`tie_p_schedule`] governs the `p` of this optimizer, wrapped or not; None if there is none."""
+    return getattr(unwrap_optimizer(optimizer), _TIE, None)
 
 
 class PScheduleTie:
@@ -88,6 +98,7 @@ class PScheduleTie:
 
     Attributes:
         optimizer: the LPSGD or LPSGDM optimizer, unwrapped.
+        by_trainer: whether the Trainer's callback made it, and not the user.
         lr_scheduler: the LR scheduler that p follows, unwrapped.
     """
 
@@ -110,6 +121,7 @@ class PScheduleTie:
         self.granularity = granularity
         self.steps_per_epoch = math.ceil(steps_per_epoch / stride)
         self._stride = stride
+        self.by_trainer = False
         self._handle = optimizer.register_step_pre_hook(self._before_step)
 
     def get_p(self) -> list[float]:
@@ -134,7 +146,8 @@ class PScheduleTie:
         if self.schedule == "constant":
             return p_max
         if self.schedule == "lr":
-            return p_following_lr(p_max, float(group["lr"]), self._peak_lr(group, index))
+            default = self.optimizer.defaults["lr"]
+            return p_following_lr(p_max, float(group["lr"]), _peak_lr(self.lr_scheduler, group, index, default))
         step = scheduler_step(self.lr_scheduler) // self._stride
         if step < self.num_warmup_steps:
             return p_max
@@ -143,15 +156,6 @@ class PScheduleTie:
             return annealed_p(self.schedule, p_max, step // self.steps_per_epoch, epochs)
         length = self.num_training_steps - self.num_warmup_steps
         return annealed_p(self.schedule, p_max, step - self.num_warmup_steps, length)
-
-    def _peak_lr(self, group: dict[str, Any], index: int) -> float:
-        if "max_lr" in group:  # OneCycleLR, whose initial_lr is not its peak
-            return float(group["max_lr"])
-        # CyclicLR and most of DeepSpeed's have the one, DeepSpeed's WarmupCosineLR the other.
-        peaks = getattr(self.lr_scheduler, "max_lrs", None) or getattr(self.lr_scheduler, "org_lrs", None)
-        if peaks and not _counts_evaluations(self.lr_scheduler):
-            return float(peaks[min(index, len(peaks) - 1)])
-        return float(group.get("initial_lr", self.optimizer.defaults["lr"]))
 
 
 def tie_p_schedule(
@@ -168,7 +172,8 @@ def tie_p_schedule(
 
     From now on each `optimizer.step()` first sets `group["p"]` in every param group from the group's `p_max` and the
     LR scheduler's own step count and learning rate. There is nothing to save besides the optimizer and the LR
-    scheduler: after both are loaded, p goes on where it was. Tying again replaces the tie there was.
+    scheduler: after both are loaded, p goes on where it was. Tying again replaces the tie there was. A deepcopy or a
+    pickle of the optimizer is not tied, as it is not the LR scheduler's either. Tie before the first step.
 
     Args:
         optimizer: an [`LPSGD`] or [`LPSGDM`], also as wrapped by Accelerate or DeepSpeed.
@@ -198,29 +203,33 @@ def tie_p_schedule(
     scheduler = unwrap_scheduler(lr_scheduler)
     check_choice("p schedule", schedule, P_SCHEDULES)
     check_choice("granularity", granularity, GRANULARITIES)
-    if schedule in _WITH_HORIZON:
+    check_granularity(schedule, granularity)
+    needed = "the p schedule needs it"
+    with_horizon = schedule in _WITH_HORIZON
+    _check_count("num_training_steps", num_training_steps, 1, needed, optional=not with_horizon)
+    _check_count("num_warmup_steps", num_warmup_steps, 0, "0 is no warm-up")
+    by_epochs = with_horizon and granularity == "epoch"
+    _check_count("steps_per_epoch", steps_per_epoch, 1, "granularity 'epoch' needs it", optional=not by_epochs)
+    if with_horizon:
         check_scheduler_counts_steps(type(scheduler).__name__, schedule, _counts_evaluations(scheduler))
         scheduler_step(scheduler)
-        _check_count("num_training_steps", num_training_steps, 1, f"p schedule {schedule!r} needs it")
-        _check_count("num_warmup_steps", num_warmup_steps, 0, "0 is no warm-up")
-        if granularity == "epoch":
-            _check_count("steps_per_epoch", steps_per_epoch, 1, "granularity 'epoch' needs it")
     elif schedule == "lr":
         for group in base.param_groups:
             # ReduceLROnPlateau leaves no trace of where it started; in the group, the checkpoint carries it.
             group.setdefault("initial_lr", _first_lr(group, base, scheduler))
-    previous = getattr(base, _TIE, None)
+    stride = steps_per_update(lr_scheduler)
+    previous = current_tie(base)
     if previous is not None:
         previous.remove()
     tie = PScheduleTie(
         base,
         scheduler,
         schedule,
-        num_training_steps or 1,
-        num_warmup_steps,
+        int(num_training_steps or 1),
+        int(num_warmup_steps),
         granularity,
-        steps_per_epoch or 1,
-        steps_per_update(lr_scheduler),
+        int(steps_per_epoch or 1),
+        stride,
     )
     setattr(base, _TIE, tie)
     tie._apply()
@@ -271,6 +280,19 @@ def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"Invalid {name}: {value!r}. It must be one of {', '.join(allowed)}.")
 
 
+def check_granularity(schedule: str, granularity: str) -> None:
+    """Fail where p should follow the learning rate, which may change at each step, from epoch to epoch only.
+
+    Raises:
+        ValueError: says what to use instead.
+    """
+    if schedule == "lr" and granularity == "epoch":
+        raise ValueError(
+            "The p schedule 'lr' follows the learning rate step by step and knows no epochs. Use the granularity "
+            "'step', or the p schedule 'cosine' or 'linear'."
+        )
+
+
 def check_scheduler_counts_steps(scheduler_name: str, schedule: str, counts_evaluations: bool) -> None:
     """Fail where a schedule of p that goes by steps meets an LR scheduler that counts evaluations.
 
@@ -284,6 +306,20 @@ def check_scheduler_counts_steps(scheduler_name: str, schedule: str, counts_eval
         )
 
 
+def _peak_lr(lr_scheduler: Any, group: dict[str, Any], index: int, default: float) -> float:
+    """The learning rate that this scheduler gives param group `index` at its highest."""
+    members = getattr(lr_scheduler, "_schedulers", None)  # ChainedScheduler, SequentialLR
+    if members:
+        return max(_peak_lr(member, group, index, default) for member in members)
+    if isinstance(lr_scheduler, OneCycleLR):  # whose initial_lr is not its peak
+        return float(group["max_lr"])
+    # CyclicLR and most of DeepSpeed's have the one, DeepSpeed's WarmupCosineLR the other.
+    peaks = getattr(lr_scheduler, "max_lrs", None) or getattr(lr_scheduler, "org_lrs", None)
+    if peaks and not _counts_evaluations(lr_scheduler):
+        return float(peaks[min(index, len(peaks) - 1)])
+    return float(group.get("initial_lr", default))
+
+
 def _counts_evaluations(lr_scheduler: Any) -> bool:
     # GreedyLR is transformers', which this module does not import.
     return isinstance(lr_scheduler, ReduceLROnPlateau) or type(lr_scheduler).__name__ == "GreedyLR"
@@ -294,6 +330,8 @@ def _first_lr(group: dict[str, Any], optimizer: LpOptimizer, lr_scheduler: Any) 
     return float(group["lr"] if is_fresh else optimizer.defaults["lr"])
 
 
-def _check_count(name: str, value: Any, low: int, why: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+def _check_count(name: str, value: Any, low: int, why: str, *, optional: bool = False) -> None:
+    if optional and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < low:
         raise ValueError(f"Invalid {name}: {value!r}. It must be an integer of at least {low}: {why}.")

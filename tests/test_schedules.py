@@ -1,5 +1,6 @@
 import copy
 import math
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from reference import paper_p
 from torch.optim import lr_scheduler as torch_schedulers
 
 from hf_lpsgd import LPSGD, LPSGDM, tie_p_schedule
-from hf_lpsgd.schedules import annealed_p, is_tied, p_following_lr
+from hf_lpsgd.schedules import annealed_p, current_tie, p_following_lr, unwrap_optimizer, unwrap_scheduler
 
 STEPS, WARMUP, P_MAX = 12, 3, 20.0
 
@@ -159,7 +160,7 @@ def test_tying_again_replaces_the_tie_and_removing_it_leaves_p_as_it_is():
     run(optimizer, scheduler, 6)
     p = optimizer.param_groups[0]["p"]
     tie.remove()
-    assert not is_tied(optimizer)
+    assert current_tie(optimizer) is None
     run(optimizer, scheduler, 3)
     assert optimizer.param_groups[0]["p"] == p < P_MAX
 
@@ -220,6 +221,13 @@ def test_schedulers_made_of_others_are_counted():
         ({"num_training_steps": 2.5}, r"Invalid num_training_steps: 2\.5"),
         ({"num_warmup_steps": -1}, "Invalid num_warmup_steps: -1.*at least 0"),
         ({"granularity": "epoch"}, "Invalid steps_per_epoch: None.*'epoch' needs it"),
+        (
+            {"schedule": "lr", "granularity": "epoch"},
+            "'lr' follows the learning rate step by step and knows no epochs",
+        ),
+        ({"schedule": "lr", "num_warmup_steps": None}, "Invalid num_warmup_steps: None"),
+        ({"schedule": "constant", "num_training_steps": "abc"}, "Invalid num_training_steps: 'abc'"),
+        ({"schedule": "lr", "steps_per_epoch": "x"}, "Invalid steps_per_epoch: 'x'"),
     ],
 )
 def test_bad_arguments_are_refused_in_one_line_and_tie_nothing(changes, message):
@@ -228,7 +236,39 @@ def test_bad_arguments_are_refused_in_one_line_and_tie_nothing(changes, message)
     with pytest.raises(ValueError, match=message) as caught:
         tie_p_schedule(optimizer, linear_warmup(optimizer), **arguments)
     assert "\n" not in str(caught.value)
-    assert not is_tied(optimizer)
+    assert current_tie(optimizer) is None
+
+
+def test_a_tie_that_is_refused_leaves_the_one_there_was():
+    optimizer = make_optimizer()
+    scheduler = linear_warmup(optimizer)
+    tie = tie_p_schedule(optimizer, scheduler, "cosine", num_training_steps=STEPS)
+    with pytest.raises(ValueError, match="num_warmup_steps"):
+        tie_p_schedule(optimizer, scheduler, "lr", num_warmup_steps=None)
+    assert current_tie(optimizer) is tie
+    ps, _ = run(optimizer, scheduler)
+    assert ps[-1] == 2.0
+
+
+def test_objects_that_have_every_attribute_do_not_hang_the_search_for_an_optimizer():
+    assert current_tie(torch.nn.Linear(1, 1)) is None
+    assert not isinstance(unwrap_optimizer(MagicMock()), LPSGDM)
+    unwrap_scheduler(MagicMock())
+
+
+def test_lr_finds_the_peak_inside_chained_schedulers_and_forgets_that_of_an_earlier_one():
+    optimizer = make_optimizer()
+    cyclic = torch_schedulers.CyclicLR(optimizer, 0.1, 0.5, step_size_up=4, cycle_momentum=False)
+    chained = torch_schedulers.ChainedScheduler([cyclic])
+    tie_p_schedule(optimizer, chained, "lr")
+    ps, lrs = run(optimizer, chained, 9)
+    assert [p - 2 for p in ps] == pytest.approx([18 * lr / 0.5 for lr in lrs])
+    optimizer = make_optimizer()
+    torch_schedulers.OneCycleLR(optimizer, max_lr=1.0, total_steps=STEPS, cycle_momentum=False)
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] = 0.1
+    tie = tie_p_schedule(optimizer, torch_schedulers.CosineAnnealingLR(optimizer, STEPS), "lr")
+    assert tie.get_p() == [P_MAX]
 
 
 def test_an_optimizer_without_p_is_refused_by_name():

@@ -33,7 +33,10 @@ def check_number(name: str, value: Any, where: str = "") -> float:
     low, high, allowed = _RANGES[name]
     number = value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
     is_number = isinstance(number, Real) and not isinstance(number, bool)
-    number = float(number) if is_number else math.nan
+    try:
+        number = float(number) if is_number else math.nan
+    except OverflowError:
+        number = math.inf
     if not math.isfinite(number) or number < low or (high is not None and number >= high):
         raise ValueError(f"Invalid {name}{where}: {value!r}. It must be {allowed}.")
     return number

@@ -98,11 +98,8 @@ def _update(
     exponent = rescaling_exponent(p)
     by_kind: dict[tuple, list[_Block]] = {}
     for param, grad, buffer in zip(params, grads, buffers, strict=True):
-        if param.numel() == 0:
-            continue
-        tensors = _local(param, grad, buffer)
-        kind = (param.device, *(None if t is None else t.dtype for t in tensors))
-        by_kind.setdefault(kind, []).append(tensors)
+        kind = (param.device, *(None if t is None else t.dtype for t in (param, grad, buffer)))
+        by_kind.setdefault(kind, []).append((param, grad, buffer))
     for (device, *_), tensors_of_kind in by_kind.items():
         on_cpu = device.type == "cpu"
         use_foreach = device.type in _FOREACH_DEVICES if foreach is None else foreach
@@ -110,7 +107,7 @@ def _update(
         limit = _CPU_BLOCK if on_cpu else _DEVICE_BLOCK
         batch: list[_Block] = []
         elements = 0
-        for block in _blocks(tensors_of_kind, limit):
+        for block in _blocks(map(_local, tensors_of_kind), limit):
             size = block[0].numel()
             if batch and (not use_foreach or elements + size > limit):
                 step(batch, lr, momentum, exponent, eps, weight_decay, maximize)
@@ -121,18 +118,15 @@ def _update(
             step(batch, lr, momentum, exponent, eps, weight_decay, maximize)
 
 
-def _local(param: Tensor, grad: Tensor, buffer: Tensor | None) -> _Block:
+def _local(tensors: _Block) -> _Block:
     """The shards that this process holds; the update is element-wise, so each shard can be updated alone."""
+    param, grad, buffer = tensors
     if not hasattr(param, "to_local"):
-        return param, grad, buffer
+        return tensors
     from torch.distributed.tensor import DTensor
 
     assert isinstance(param, DTensor)
-    if not isinstance(grad, DTensor):
-        raise ValueError(
-            f"A parameter of shape {tuple(param.shape)} is a DTensor and its gradient a plain tensor. "
-            "Make the gradient a DTensor with torch.distributed.tensor.distribute_tensor."
-        )
+    assert isinstance(grad, DTensor)
     if grad.placements != param.placements:
         grad = grad.redistribute(param.device_mesh, param.placements)
     local_buffer = buffer.to_local() if isinstance(buffer, DTensor) else buffer
@@ -144,7 +138,8 @@ def _blocks(tensors: Iterable[_Block], limit: int) -> Iterator[_Block]:
     for block in tensors:
         param = block[0]
         if param.numel() <= limit:
-            yield block
+            if param.numel() > 0:
+                yield block
             continue
         order = sorted(range(param.dim()), key=param.stride, reverse=True)
         ordered = [None if t is None else t.permute(order) for t in block]

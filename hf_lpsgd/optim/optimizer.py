@@ -32,7 +32,7 @@ class LpOptimizer(Optimizer):
         """Check the options of a group, and make its numbers plain floats, which any checkpoint can hold."""
         for name in self.hyperparameters:
             number = check_number(name, group[name], where)
-            if not isinstance(group[name], Tensor):
+            if name != "lr" or not isinstance(group[name], Tensor):
                 group[name] = number
         if "p" in group:
             group["p"] = check_number("p", group["p"], where)
@@ -71,8 +71,8 @@ class LpOptimizer(Optimizer):
                 )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        for group in self.param_groups:
+        # Before anything is replaced, so that a state that is refused changes nothing.
+        for group in state.get("param_groups", ()):
             missing = [name for name in self.hyperparameters if name not in group]
             if missing:
                 raise ValueError(
@@ -83,6 +83,9 @@ class LpOptimizer(Optimizer):
             group.setdefault("maximize", False)
             group.setdefault("foreach", None)
             group.setdefault("fused", None)
+            for name in (*self.hyperparameters[1:], "p"):  # the learning rate is the LR scheduler's business
+                check_number(name, group[name], " in the loaded state")
+        super().__setstate__(state)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -101,7 +104,8 @@ class LpOptimizer(Optimizer):
             The loss that `closure` returned, or None.
 
         Raises:
-            ValueError: a gradient is sparse; no parameter was changed.
+            ValueError: a gradient is sparse, or a plain tensor where the parameter is a DTensor; no parameter was
+                changed.
         """
         loss = None
         if closure is not None:
@@ -121,6 +125,11 @@ class LpOptimizer(Optimizer):
                 raise ValueError(
                     f"{type(self).__name__} does not support sparse gradients, and {_describe(group, index)} has one: "
                     "build its module with sparse=False, or give that parameter to torch.optim.SparseAdam."
+                )
+            if hasattr(param, "to_local") and not hasattr(param.grad, "to_local"):
+                raise ValueError(
+                    f"{_describe(group, index)} is a DTensor and its gradient a plain tensor: make the gradient one "
+                    "with torch.distributed.tensor.distribute_tensor."
                 )
             params.append(param)
             grads.append(param.grad)

@@ -9,7 +9,7 @@ from transformers.trainer_callback import TrainerCallback, TrainerControl, Train
 from transformers.training_args import TrainingArguments
 
 from ..optim.optimizer import LpOptimizer
-from ..schedules import is_tied, tie_p_schedule, unwrap_optimizer
+from ..schedules import current_tie, tie_p_schedule, unwrap_optimizer
 from .deepspeed import fit_deepspeed_config
 from .optim_args import validate_optim_args
 
@@ -41,7 +41,7 @@ class LpScheduleCallback(TrainerCallback):
         base = unwrap_optimizer(optimizer)
         parsed = validate_optim_args(args)
         if parsed is None:
-            if isinstance(base, LpOptimizer) and not is_tied(base):
+            if isinstance(base, LpOptimizer) and current_tie(base) is None:
                 logger.warning(
                     "No p schedule is tied to the %s given to this Trainer, so p stays at p_max. "
                     "Choose the optimizer by --optim, or call hf_lpsgd.tie_p_schedule.",
@@ -54,10 +54,16 @@ class LpScheduleCallback(TrainerCallback):
                 f"{type(base).__name__}, whose p cannot be tied. Give the Trainer no optimizer of its own "
                 "(nor one in a DeepSpeed config)."
             )
+        tie = current_tie(base)
+        if tie is not None and not tie.by_trainer:
+            logger.warning(
+                "p stays tied as you tied it: p_schedule=%s of --optim_args has no effect.", parsed.p_schedule
+            )
+            return
         steps_per_epoch = None
-        if parsed.p_granularity == "epoch":
+        if parsed.p_granularity == "epoch" and parsed.p_schedule != "constant":
             steps_per_epoch = _update_steps_per_epoch(args, train_dataloader)
-        tie_p_schedule(
+        tie = tie_p_schedule(
             base,
             lr_scheduler,
             parsed.p_schedule,
@@ -66,6 +72,7 @@ class LpScheduleCallback(TrainerCallback):
             granularity=parsed.p_granularity,
             steps_per_epoch=steps_per_epoch,
         )
+        tie.by_trainer = True
 
     def on_log(
         self,
@@ -79,9 +86,10 @@ class LpScheduleCallback(TrainerCallback):
         base = unwrap_optimizer(optimizer)
         if not isinstance(base, LpOptimizer) or logs is None or "learning_rate" not in logs:
             return
-        # The Trainer has put a copy of the logs in its history; the callbacks after this one are given `logs`.
-        for entry in (logs, state.log_history[-1]):
-            entry["p"] = base.param_groups[0]["p"]
+        logs["p"] = base.param_groups[0]["p"]  # for the callbacks after this one
+        # The Trainer has put a copy of the logs in its history before.
+        if state.log_history and "learning_rate" in state.log_history[-1]:
+            state.log_history[-1]["p"] = logs["p"]
 
 
 def _update_steps_per_epoch(args: TrainingArguments, train_dataloader: Any) -> int:

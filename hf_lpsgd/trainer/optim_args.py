@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from ..optim import LPSGD, LPSGDM
 from ..optim.checks import check_number
-from ..schedules import GRANULARITIES, P_SCHEDULES, check_choice, check_scheduler_counts_steps
+from ..schedules import GRANULARITIES, P_SCHEDULES, check_choice, check_granularity, check_scheduler_counts_steps
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -58,7 +58,7 @@ class OptimArgs:
         """
         parsed = cls()
         seen: set[str] = set()
-        for item in (text or "").split(",") if (text or "").strip() else []:
+        for item in text.split(",") if text else []:
             item = item.strip()
             if not item:
                 raise ValueError(
@@ -92,12 +92,14 @@ def validate_optim_args(args: TrainingArguments) -> OptimArgs | None:
     Raises:
         ValueError: names the key, the value and what is allowed.
     """
-    optim = str(getattr(args.optim, "value", args.optim))
+    name = getattr(args, "optim", None)
+    optim = str(getattr(name, "value", name))
     if optim not in OPTIMIZERS:
         return None
     parsed = OptimArgs.parse(optim, args.optim_args)
     check_number("lr", args.learning_rate, " (--learning_rate)")
     check_number("weight_decay", args.weight_decay, " (--weight_decay)")
+    check_granularity(parsed.p_schedule, parsed.p_granularity)
     OPTIMIZERS[optim]([torch.zeros(1)], **parsed.optimizer_kwargs)
     lr_scheduler = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
     check_scheduler_counts_steps(

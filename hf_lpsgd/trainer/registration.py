@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import importlib.machinery
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from types import ModuleType
@@ -47,7 +49,8 @@ def register() -> None:
             member.__reduce_ex__ = lambda protocol, name=name: (_registered_member, (name,))
         handlers[names(name)] = _handler
     if _TRAINER in sys.modules:
-        _add_callback(sys.modules[_TRAINER])
+        # Another thread may be in the middle of importing it; this waits for it.
+        _add_callback(importlib.import_module(_TRAINER))
     elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
         # Importing the Trainer takes seconds, which a script that does not use it should not pay.
         sys.meta_path.insert(0, _AfterImport(_TRAINER, _add_callback))
@@ -61,6 +64,15 @@ def _registered_member(name: str) -> Any:
 
 
 def _handler(context: Any) -> tuple[Any, dict[str, Any]]:
+    from .callback import LpScheduleCallback
+
+    trainer = sys.modules.get(_TRAINER)
+    if trainer is not None and LpScheduleCallback not in getattr(trainer, "DEFAULT_CALLBACKS", ()):
+        raise ValueError(
+            "The Trainer does not have the callback of hf_lpsgd, so p would not be annealed: was transformers.trainer "
+            "reloaded, or hf_lpsgd imported in the middle of its import? Call hf_lpsgd.trainer.register() and make "
+            "the Trainer anew."
+        )
     return optimizer_class_and_kwargs(context.args)
 
 
@@ -94,14 +106,21 @@ class _AfterImport(importlib.abc.MetaPathFinder):
         return None
 
     def _finish(self, module: ModuleType) -> None:
-        sys.meta_path.remove(self)
-        self.then(module)
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+        try:
+            self.then(module)
+        except ImportError as error:
+            warnings.warn(f"hf_lpsgd did not register with the Trainer: {error}", stacklevel=2)
 
 
 class _ThenLoader(importlib.abc.Loader):
     def __init__(self, loader: importlib.abc.Loader, then: Callable[[ModuleType], None]) -> None:
         self.loader = loader
         self.then = then
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)

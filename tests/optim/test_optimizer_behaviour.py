@@ -192,11 +192,21 @@ def test_a_checkpoint_without_newer_options_loads_with_their_defaults(cls):
     assert (group["p"], group["maximize"], group["foreach"], group["fused"]) == (5.0, False, None, None)
 
 
-def test_a_checkpoint_of_another_optimizer_is_refused_in_one_line():
-    param = torch.ones(1, requires_grad=True)
-    foreign = torch.optim.SGD([param], momentum=0.9).state_dict()
+def test_a_checkpoint_of_another_optimizer_is_refused_in_one_line_and_changes_nothing():
+    model, twin = make_model(), make_model()
+    optimizer, untouched = LPSGDM(model.parameters(), p_max=6.0), LPSGDM(twin.parameters(), p_max=6.0)
+    train(model, optimizer)
+    train(twin, untouched)
+    foreign = torch.optim.SGD(model.parameters(), momentum=0.9).state_dict()
     with pytest.raises(ValueError, match=r"holds no p_max and no eps .* not one of LPSGDM"):
-        LPSGDM([param]).load_state_dict(foreign)
+        optimizer.load_state_dict(foreign)
+    damaged = optimizer.state_dict()
+    damaged["param_groups"][0]["p_max"] = float("nan")
+    with pytest.raises(ValueError, match="Invalid p_max in the loaded state: nan"):
+        optimizer.load_state_dict(damaged)
+    train(model, optimizer, first=5)
+    train(twin, untouched, first=5)
+    assert all(torch.equal(a, b) for a, b in zip(weights(model), weights(twin), strict=True))
 
 
 BAD_OPTIONS = [
@@ -207,6 +217,7 @@ BAD_OPTIONS = [
     ("p_max", 1.5, "at least 2"),
     ("p_max", float("nan"), "at least 2"),
     ("p_max", float("inf"), "at least 2"),
+    ("p_max", 10**400, "at least 2"),
     ("p_max", "abc", "at least 2"),
     ("p_max", True, "at least 2"),
     ("eps", -1e-8, "at least 0"),
@@ -242,11 +253,11 @@ def test_a_bad_option_is_refused_by_name_in_the_constructor_and_in_every_group(c
 
 
 @BOTH
-def test_numpy_numbers_are_accepted_and_kept_as_plain_floats(cls):
-    optimizer = cls([torch.ones(1, requires_grad=True)], lr=np.float32(0.1), p_max=np.int64(3))
-    (group,) = optimizer.param_groups
-    assert type(group["lr"]) is float
-    assert type(group["p_max"]) is float
+def test_numbers_of_other_libraries_are_accepted_and_kept_as_plain_floats(cls):
+    for number in (np.int64(3), torch.tensor(3.0), 3):
+        optimizer = cls([torch.ones(1, requires_grad=True)], lr=np.float32(0.1), p_max=number)
+        (group,) = optimizer.param_groups
+        assert [type(group[name]) for name in ("lr", "p_max", "p")] == [float] * 3
 
 
 @BOTH

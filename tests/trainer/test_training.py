@@ -10,11 +10,11 @@ import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from reference import paper_p
-from transformers import Trainer, TrainerCallback
+from transformers import DefaultFlowCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import SchedulerType
 
 from hf_lpsgd import LPSGD, LPSGDM, tie_p_schedule
-from hf_lpsgd.schedules import annealed_p, is_tied, unwrap_optimizer
+from hf_lpsgd.schedules import annealed_p, current_tie, unwrap_optimizer
 
 P_MAX = 20.0
 
@@ -267,11 +267,12 @@ def own_optimizer(trainer_model):
     return optimizer, torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, 8)
 
 
-def test_an_optimizer_of_the_users_own_keeps_the_tie_the_user_made(make_trainer):
+@pytest.mark.parametrize("optim", ["adamw_torch", "lpsgdm"])
+def test_an_optimizer_of_the_users_own_keeps_the_tie_the_user_made(optim, make_trainer):
     model = make_trainer().model
     optimizer, scheduler = own_optimizer(model)
     tie_p_schedule(optimizer, scheduler, "linear", num_training_steps=8)
-    trainer = make_trainer(optim="adamw_torch", model=model, optimizers=(optimizer, scheduler), max_steps=8)
+    trainer = make_trainer(optim=optim, model=model, optimizers=(optimizer, scheduler), max_steps=8)
     trainer.train()
     assert logged(trainer) == pytest.approx([annealed_p("linear", 6.0, i, 8) for i in range(8)])
 
@@ -283,6 +284,12 @@ def test_an_optimizer_of_the_users_own_without_a_tie_stays_at_p_max_with_a_warni
         trainer.train()
     assert logged(trainer) == [6.0] * 3
     assert "No p schedule is tied to the LPSGDM" in caplog.text
+
+
+def test_a_trainer_without_the_callback_refuses_to_train_at_p_max(make_trainer, monkeypatch):
+    monkeypatch.setattr("transformers.trainer.DEFAULT_CALLBACKS", [DefaultFlowCallback])
+    with pytest.raises(ValueError, match=r"does not have the callback of hf_lpsgd"):
+        make_trainer(max_steps=3).train()
 
 
 def test_asking_for_lpsgdm_and_giving_another_optimizer_is_refused(make_trainer):
@@ -297,4 +304,4 @@ def test_other_optimizers_train_as_before(make_trainer):
     trainer = make_trainer(optim="adamw_torch", max_steps=3)
     trainer.train()
     assert not any("p" in entry for entry in trainer.state.log_history)
-    assert not is_tied(trainer.optimizer)
+    assert current_tie(trainer.optimizer) is None
