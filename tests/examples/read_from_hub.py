@@ -9,9 +9,10 @@ from pathlib import Path
 from huggingface_hub import ModelCard, constants
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
-repo, image = sys.argv[1:]
+repo, image, *trust = sys.argv[1:]
+code = {"trust_remote_code": trust == ["trust_remote_code"]}
 fresh = not Path(constants.HF_HUB_CACHE).exists()
-model = AutoModelForImageClassification.from_pretrained(repo)
+model = AutoModelForImageClassification.from_pretrained(repo, **code)
 processor = AutoImageProcessor.from_pretrained(repo)
 cached = Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}")
 weights = next(cached.glob("snapshots/*/model.safetensors")).read_bytes()
@@ -23,7 +24,8 @@ print(
             "sha256": hashlib.sha256(weights).hexdigest(),
             "size": dict(processor.crop_size),
             "tags": ModelCard.load(repo).data.tags,
-            "answers": pipeline("image-classification", model=repo, top_k=10)(image),
+            "answers": pipeline("image-classification", model=repo, top_k=10, **code)(image),
+            "module": type(model).__module__,
             "labels": list(model.config.label2id),
         }
     )

@@ -53,6 +53,7 @@ class Run:
 
 class Launcher:
     def __init__(self, environment):
+        self.environment = environment
         command = [sys.executable, str(HERE / "server.py"), str(SCRIPT)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, **pipes, env=environment)
@@ -133,6 +134,26 @@ def test_model_is_pushed_with_its_own_card_and_reads_back_into_a_fresh_cache(lau
     assert read["size"] == {"height": 8, "width": 8}
     assert read["tags"] == card["tags"]
     assert {answer["label"] for answer in read["answers"]} == set(read["labels"]) == set(map(str, range(10)))
+    assert sum(answer["score"] for answer in read["answers"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_model_with_code_of_its_own_is_pushed_with_it_and_works_where_the_examples_are_not(launcher, hub, tmp_path):
+    small = ["--model_type", "cifar_resnet", "--config_overrides", "depths=[1,1],hidden_sizes=[8,16]"]
+    run = Run(launcher, ["--hub_strategy", "end", *small], tmp_path / "my-resnet").wait()
+    assert run.status == 0, run.output
+    assert "cifar_resnet.py" in hub.files("me/my-resnet")
+
+    Image.new("RGB", (40, 30), (90, 20, 60)).save(tmp_path / "picture.png")
+    script = [sys.executable, str(HERE / "read_from_hub.py"), "me/my-resnet", str(tmp_path / "picture.png")]
+    environment = {**launcher.environment, "HF_HOME": str(tmp_path / "elsewhere")}
+    done = subprocess.run(
+        [*script, "trust_remote_code"], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    read = json.loads(done.stdout.splitlines()[-1])
+    assert read["fresh"]
+    assert read["module"].startswith("transformers_modules.")
+    assert read["sha256"] == sha256((run.folder / "model.safetensors").read_bytes())
     assert sum(answer["score"] for answer in read["answers"]) == pytest.approx(1, abs=1e-5)
 
 
