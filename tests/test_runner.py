@@ -28,6 +28,11 @@ class Result(NamedTuple):
     stderr: str
 
 
+def _obey_interrupts():
+    """What a shell starts in the background ignores SIGINT, and so would all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def python(cwd, *arguments, env=None, timeout=60):
     done = subprocess.run(
         [sys.executable, *arguments],
@@ -36,6 +41,7 @@ def python(cwd, *arguments, env=None, timeout=60):
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
+        preexec_fn=_obey_interrupts,
         timeout=timeout,
     )
     return Result(done.returncode, done.stdout, done.stderr)
