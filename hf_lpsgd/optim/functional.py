@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-# A block of a step on the CPU stays in the cache; on an accelerator it is large enough to fill the device, and the
+# A block of a step on the CPU has a scratch of 1 MiB; on an accelerator it is large enough to fill the device, and the
 # four float32 temporaries that a low-precision one needs take 32 MiB.
-_CPU_BLOCK = 2**16
+_CPU_BLOCK = 2**18
 _DEVICE_BLOCK = 2**21
 
 _FOREACH_DEVICES = ("cuda", "xpu", "mtia")
