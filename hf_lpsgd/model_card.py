@@ -21,6 +21,7 @@ from .optim.optimizer import LpOptimizer
 from .plotting import plot_history
 from .schedules import unwrap_optimizer
 from .trainer import OPTIMIZERS, OptimArgs
+from .trainer.optim_args import name_of
 
 __all__ = ["PLOT_NAME", "RunFacts", "command_line", "license_of", "make_model_card", "write_model_card"]
 
@@ -101,7 +102,7 @@ def write_model_card(trainer: Any, facts: RunFacts) -> str | None:
     folder.mkdir(parents=True, exist_ok=True)
     problem = None
     try:
-        title = f"{trainer.model.config.model_type}, --optim {_optim_name(trainer.args)}"
+        title = f"{trainer.model.config.model_type}, --optim {name_of(trainer.args.optim)}"
         plot_history(trainer.state.log_history, folder / PLOT_NAME, title=title)
     except (ImportError, ValueError) as error:
         problem = str(error)
@@ -119,7 +120,7 @@ def make_model_card(trainer: Any, facts: RunFacts, plot: str | None = None) -> M
     """
     args, state = trainer.args, trainer.state
     name = str(trainer.hub_model_id or Path(args.output_dir).absolute().name).split("/")[-1]
-    optim = _optim_name(args)
+    optim = name_of(args.optim)
     kind = trainer.model.config.model_type
     final = _last_evaluation(state.log_history)
     evaluated_on = facts.dataset_id or re.sub(r"[^a-z0-9]+", "-", facts.dataset.lower()).strip("-")
@@ -222,10 +223,6 @@ def _secrets(args: Any) -> list[str]:
     return [secret for secret in (args.hub_token, get_token()) if secret]
 
 
-def _optim_name(args: Any) -> str:
-    return str(getattr(args.optim, "value", args.optim))
-
-
 def _title(optim: str) -> str:
     return {"lpsgd": "LPSGD", "lpsgdm": "LPSGDM"}.get(optim, f"`{optim}`")
 
@@ -250,7 +247,7 @@ def _introduction(trainer: Any, facts: RunFacts, name: str) -> str:
         f"# {name}",
         f"An image classifier of type `{model.config.model_type}` with {model.num_parameters():,} parameters and "
         f"{model.config.num_labels} classes, {start} on {_dataset(facts)} with "
-        f"{_title(_optim_name(trainer.args))}.",
+        f"{_title(name_of(trainer.args.optim))}.",
     ]
     if not any("train_runtime" in entry for entry in state.log_history):
         progress = f"step {state.global_step} of {state.max_steps}"
@@ -325,14 +322,14 @@ def _lp_settings(trainer: Any) -> dict[str, Any]:
     optimizer = unwrap_optimizer(trainer.optimizer)
     if isinstance(optimizer, LpOptimizer):
         return dict(optimizer.param_groups[0])
-    optim = _optim_name(trainer.args)
+    optim = name_of(trainer.args.optim)
     given = OptimArgs.parse(optim, trainer.args.optim_args).optimizer_kwargs
     return OPTIMIZERS[optim]([torch.zeros(1)], weight_decay=trainer.args.weight_decay, **given).param_groups[0]
 
 
 def _optimizer_words(trainer: Any) -> str:
     args = trainer.args
-    optim = _optim_name(args)
+    optim = name_of(args.optim)
     if optim not in OPTIMIZERS:
         given = f" with `{args.optim_args}`" if args.optim_args else ""
         return f"The optimizer is the Trainer's `{optim}`{given}."
@@ -356,7 +353,7 @@ def _optimizer_words(trainer: Any) -> str:
 
 def _hyperparameters(trainer: Any, facts: RunFacts) -> list[tuple[str, Any]]:
     args, state = trainer.args, trainer.state
-    optim = _optim_name(args)
+    optim = name_of(args.optim)
     rows: list[tuple[str, Any]] = [("optimizer", f"`{optim}`")]
     weight_decay = args.weight_decay
     if optim in OPTIMIZERS:
@@ -370,7 +367,7 @@ def _hyperparameters(trainer: Any, facts: RunFacts) -> list[tuple[str, Any]]:
     elif args.optim_args:
         rows.append(("optimizer's options", f"`{args.optim_args}`"))
     total = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    scheduler = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+    scheduler = name_of(args.lr_scheduler_type)
     if args.lr_scheduler_kwargs:
         scheduler += f" with {args.lr_scheduler_kwargs}"
     rows += [

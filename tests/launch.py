@@ -1,8 +1,10 @@
 """Starts a script on several processes, and leaves none behind."""
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -14,10 +16,16 @@ class Result(NamedTuple):
 def torchrun(processes, script, *arguments, cwd=None, env=None, timeout=240):
     """Run `torchrun --nproc_per_node PROCESSES SCRIPT ARGUMENTS` to its end; stdout and stderr are one output."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command += [str(script), *map(str, arguments)]
+    return run_to_end(command, cwd=cwd, env={"OMP_NUM_THREADS": "1", **(env or {})}, timeout=timeout)
+
+
+def run_to_end(command, *, cwd=None, env=None, timeout=240):
+    """Run a launcher of processes to its end, with `env` besides this environment; all output is one."""
     launcher = subprocess.Popen(
-        [*command, str(script), *map(str, arguments)],
+        command,
         cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+        env={**os.environ, **(env or {})},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -34,3 +42,23 @@ def torchrun(processes, script, *arguments, cwd=None, env=None, timeout=240):
                 launcher.kill()
                 launcher.communicate()
     return Result(launcher.returncode, output)
+
+
+class ForkServer:
+    """tests/examples/server.py: imports a script once, and runs it in forks of itself."""
+
+    def __init__(self, script, environment):
+        server = Path(__file__).with_name("examples") / "server.py"
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.environment = environment
+        self.process = subprocess.Popen([sys.executable, str(server), str(script)], env=environment, **pipes)
+        assert self.process.stdout.readline() == "ready\n"
+
+    def ask(self, request):
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait(timeout=60)

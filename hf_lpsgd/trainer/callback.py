@@ -11,7 +11,7 @@ from transformers.training_args import TrainingArguments
 from ..optim.optimizer import LpOptimizer
 from ..schedules import current_tie, tie_p_schedule, unwrap_optimizer
 from .deepspeed import fit_deepspeed_config
-from .optim_args import validate_optim_args
+from .optim_args import name_of, validate_optim_args
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class LpScheduleCallback(TrainerCallback):
             return
         if not isinstance(base, LpOptimizer):
             raise ValueError(
-                f"--optim {getattr(args.optim, 'value', args.optim)} was asked for and the Trainer trains with "
+                f"--optim {name_of(args.optim)} was asked for and the Trainer trains with "
                 f"{type(base).__name__}, whose p cannot be tied. Give the Trainer no optimizer of its own "
                 "(nor one in a DeepSpeed config)."
             )

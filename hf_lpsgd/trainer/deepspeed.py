@@ -6,6 +6,8 @@ import logging
 
 from transformers.training_args import TrainingArguments
 
+from .optim_args import name_of
+
 logger = logging.getLogger(__name__)
 
 
@@ -19,7 +21,7 @@ def fit_deepspeed_config(args: TrainingArguments) -> None:
     if plugin is None:
         return
     config = plugin.deepspeed_config
-    optim = getattr(args.optim, "value", args.optim)
+    optim = name_of(args.optim)
     if "optimizer" in config:
         kind = config["optimizer"].get("type", "an optimizer")
         raise ValueError(

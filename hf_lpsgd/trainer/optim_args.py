@@ -78,6 +78,11 @@ class OptimArgs:
         return parsed
 
 
+def name_of(choice: Any) -> str:
+    """The name that a choice in training arguments has on the command line; it may be a member of an enum or text."""
+    return str(getattr(choice, "value", choice))
+
+
 def validate_optim_args(args: TrainingArguments) -> OptimArgs | None:
     """Check all that `args` says of lpsgd or lpsgdm; call it to hear of a typo before data is loaded.
 
@@ -92,8 +97,7 @@ def validate_optim_args(args: TrainingArguments) -> OptimArgs | None:
     Raises:
         ValueError: names the key, the value and what is allowed.
     """
-    name = getattr(args, "optim", None)
-    optim = str(getattr(name, "value", name))
+    optim = name_of(getattr(args, "optim", None))
     if optim not in OPTIMIZERS:
         return None
     parsed = OptimArgs.parse(optim, args.optim_args)
@@ -101,7 +105,7 @@ def validate_optim_args(args: TrainingArguments) -> OptimArgs | None:
     check_number("weight_decay", args.weight_decay, " (--weight_decay)")
     check_granularity(parsed.p_schedule, parsed.p_granularity)
     OPTIMIZERS[optim]([torch.zeros(1)], **parsed.optimizer_kwargs)
-    lr_scheduler = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+    lr_scheduler = name_of(args.lr_scheduler_type)
     check_scheduler_counts_steps(
         _COUNT_EVALUATIONS.get(lr_scheduler, lr_scheduler), parsed.p_schedule, lr_scheduler in _COUNT_EVALUATIONS
     )
@@ -170,5 +174,5 @@ def optimizer_class_and_kwargs(args: TrainingArguments) -> tuple[type[Optimizer]
     """
     parsed = validate_optim_args(args)
     assert parsed is not None
-    optim = str(getattr(args.optim, "value", args.optim))
+    optim = name_of(args.optim)
     return OPTIMIZERS[optim], {"lr": args.learning_rate, **parsed.optimizer_kwargs}

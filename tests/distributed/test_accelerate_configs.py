@@ -1,13 +1,12 @@
 """The launch configs in examples/accelerate_configs: what they say, and real launches of the example with them."""
 
 import json
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from launch import run_to_end
 
 from hf_lpsgd.schedules import annealed_p
 
@@ -84,10 +83,9 @@ def accelerate_launch(config, folder, *arguments, **environment):
         "--max_eval_samples": 40,
     }
     flags = [str(word) for pair in fixed.items() for word in pair]
-    launcher = subprocess.Popen(
+    done = run_to_end(
         [*command, config_file, ON_CPU, facts, SCRIPT, "--do_train", *flags, *arguments],
         env={
-            **os.environ,
             "DS_ACCELERATOR": "cpu",
             "CUDA_VISIBLE_DEVICES": "",
             "TORCHDYNAMO_DISABLE": "1",
@@ -95,22 +93,9 @@ def accelerate_launch(config, folder, *arguments, **environment):
             "HF_HUB_OFFLINE": "1",
             **environment,
         },
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+        timeout=SECONDS_A_LAUNCH,
     )
-    try:
-        output, _ = launcher.communicate(timeout=SECONDS_A_LAUNCH)
-    finally:
-        if launcher.poll() is None:
-            launcher.terminate()  # upon which it ends its workers
-            try:
-                launcher.communicate(timeout=40)
-            except subprocess.TimeoutExpired:
-                launcher.kill()
-                launcher.communicate()
-    return launcher.returncode, output, json.loads(facts.read_text()) if facts.exists() else {}
+    return done.returncode, done.output, json.loads(facts.read_text()) if facts.exists() else {}
 
 
 def logged_p(folder):

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from launch import ForkServer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -62,29 +63,11 @@ class Run:
         ]
 
 
-class Server:
-    def __init__(self):
-        self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("server.py")), str(SCRIPT)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=ENVIRONMENT,
-        )
-        assert self.process.stdout.readline() == "ready\n"
-
-    def ask(self, request):
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        return int(self.process.stdout.readline())
-
-
 @pytest.fixture(scope="module")
 def server():
-    server = Server()
+    server = ForkServer(SCRIPT, ENVIRONMENT)
     yield server
-    server.process.stdin.close()
-    server.process.wait(timeout=60)
+    server.close()
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from hub_server import Hub, Repo
+from launch import ForkServer
 from PIL import Image
 
 HERE = Path(__file__).parent
@@ -51,20 +52,6 @@ class Run:
         return left >= PUSHED | {"all_results.json", "trainer_state.json"} and "under way" not in self.card
 
 
-class Launcher:
-    def __init__(self, environment):
-        self.environment = environment
-        command = [sys.executable, str(HERE / "server.py"), str(SCRIPT)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen(command, **pipes, env=environment)
-        assert self.process.stdout.readline() == "ready\n"
-
-    def ask(self, request):
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        return int(self.process.stdout.readline())
-
-
 @pytest.fixture(scope="module")
 def module_hub():
     with Hub() as hub:
@@ -84,10 +71,9 @@ def launcher(module_hub, tmp_path_factory):
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
     environment |= {"HF_ENDPOINT": module_hub.url, "HF_HOME": str(tmp_path_factory.mktemp("hf_home"))}
     environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
-    launcher = Launcher({**environment, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"})
+    launcher = ForkServer(SCRIPT, {**environment, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"})
     yield launcher
-    launcher.process.stdin.close()
-    launcher.process.wait(timeout=60)
+    launcher.close()
 
 
 def sha256(content):
