@@ -1,26 +1,23 @@
 """The LPSGD and LPSGDM updates on lists of tensors, without any optimizer state.
 
 Every implementation computes in float32 (float64 for float64 parameters) whatever the dtypes of the parameter, the
-gradient and the momentum buffer are, and rounds once, when it writes. Tensors are walked through in blocks, so that
-the temporaries of a step stay below a constant, whatever the size of the model.
+gradient and the momentum buffer are, and rounds once, when it writes. What a step allocates stays below a constant,
+whatever the size of the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
-# A block of a step on the CPU has a scratch of 1 MiB; on an accelerator it is large enough to fill the device, and the
-# four float32 temporaries that a low-precision one needs take 32 MiB.
-_CPU_BLOCK = 2**18
-_DEVICE_BLOCK = 2**21
+from . import eager, fused_cpu, fused_cuda
+from .tensors import PLAIN, Scalars, Trio, local, share_memory_order
 
 _FOREACH_DEVICES = ("cuda", "xpu", "mtia")
-
-# One block: views of the parameter, of the gradient and, for LPSGDM, of the momentum buffer.
-_Block = tuple[Tensor, Tensor, Tensor | None]
+_FUSED: dict[str, ModuleType] = {"cpu": fused_cpu, "cuda": fused_cuda}
 
 
 def rescaling_exponent(p: float) -> float:
@@ -33,26 +30,35 @@ def lpsgd(
     params: list[Tensor],
     grads: list[Tensor],
     *,
-    lr: float,
+    lr: float | Tensor,
     p: float,
     eps: float,
     weight_decay: float,
     maximize: bool = False,
     foreach: bool | None = None,
+    fused: bool | None = None,
 ) -> None:
     """Update `params` in place by one LPSGD step: `theta <- (1 - lr*wd) * theta - lr * g / (|g| + eps)^rho`.
 
     Args:
         params: parameters, any shapes and floating dtypes, changed in place.
         grads: their gradients, of the same shapes.
-        lr: learning rate.
+        lr: learning rate; a tensor on the parameters' CUDA device is read there, by the fused implementation.
         p: order of the norm, at least 2; at 2 the rescaling is the identity and costs nothing.
         eps: added to `|g|` before the power.
         weight_decay: decoupled weight decay.
         maximize: ascend instead of descend.
-        foreach: use the foreach kernels; `None` uses them where they pay, on accelerators.
+        foreach: use the foreach implementation, or not; see `fused`.
+        fused: use the fused implementation, or not. Where both are None the best one available is used: fused on CUDA
+            and on the CPU, otherwise foreach on accelerators, otherwise one tensor at a time. Tensors that the fused
+            implementation does not do (float64, or a parameter, gradient and buffer of different memory orders) are
+            left to the others.
+
+    Raises:
+        ValueError: `fused` is True and there is no fused implementation for a parameter's device; nothing was changed.
     """
-    _update(params, grads, [None] * len(params), lr, 0.0, p, eps, weight_decay, maximize, foreach)
+    scalars = Scalars(lr, 0.0, rescaling_exponent(p), eps, weight_decay, maximize)
+    _update(list(zip(params, grads, [None] * len(params), strict=True)), scalars, foreach, fused)
 
 
 @torch.no_grad()
@@ -61,168 +67,99 @@ def lpsgdm(
     grads: list[Tensor],
     momentum_buffers: list[Tensor],
     *,
-    lr: float,
+    lr: float | Tensor,
     momentum: float,
     p: float,
     eps: float,
     weight_decay: float,
     maximize: bool = False,
     foreach: bool | None = None,
+    fused: bool | None = None,
 ) -> None:
     """Update `params` and `momentum_buffers` in place by one LPSGDM step.
 
     `m <- momentum*m + (1 - momentum)*g`, then `theta <- (1 - lr*wd) * theta - lr * m / (|m| + eps)^rho`.
 
     Args:
-        momentum_buffers: the running means of the gradients, shaped as `params`, changed in place.
+        momentum_buffers: the running means of the gradients, shaped as `params`, in float32 or the parameter's dtype,
+            changed in place.
         momentum: decay of the running mean, in [0, 1).
 
-    The other arguments are those of [`lpsgd`].
+    The other arguments and the errors are those of [`lpsgd`].
     """
-    buffers: list[Tensor | None] = list(momentum_buffers)
-    _update(params, grads, buffers, lr, momentum, p, eps, weight_decay, maximize, foreach)
+    scalars = Scalars(lr, momentum, rescaling_exponent(p), eps, weight_decay, maximize)
+    _update(list(zip(params, grads, momentum_buffers, strict=True)), scalars, foreach, fused)
 
 
-def _update(
-    params: list[Tensor],
-    grads: list[Tensor],
-    buffers: list[Tensor | None],
-    lr: float,
-    momentum: float,
-    p: float,
-    eps: float,
-    weight_decay: float,
-    maximize: bool,
-    foreach: bool | None,
-) -> None:
-    exponent = rescaling_exponent(p)
-    by_kind: dict[tuple, list[_Block]] = {}
-    for param, grad, buffer in zip(params, grads, buffers, strict=True):
-        kind = (param.device, *(None if t is None else t.dtype for t in (param, grad, buffer)))
-        by_kind.setdefault(kind, []).append((param, grad, buffer))
-    for (device, *_), tensors_of_kind in by_kind.items():
-        on_cpu = device.type == "cpu"
-        use_foreach = device.type in _FOREACH_DEVICES if foreach is None else foreach
-        step = _multi_tensor if use_foreach else _single_tensor
-        limit = _CPU_BLOCK if on_cpu else _DEVICE_BLOCK
-        batch: list[_Block] = []
-        elements = 0
-        for block in _blocks(map(_local, tensors_of_kind), limit):
-            size = block[0].numel()
-            if batch and (not use_foreach or elements + size > limit):
-                step(batch, lr, momentum, exponent, eps, weight_decay, maximize)
-                batch, elements = [], 0
-            batch.append(block)
-            elements += size
-        if batch:
-            step(batch, lr, momentum, exponent, eps, weight_decay, maximize)
+def why_not_fused(device: torch.device) -> str | None:
+    """Why there is no fused implementation for tensors on `device`, and what to do; None if there is one."""
+    if device.type not in _FUSED:
+        return f"there is none for the device {device.type}, only for {' and '.join(_FUSED)}"
+    return _FUSED[device.type].problem(device)
 
 
-def _local(tensors: _Block) -> _Block:
-    """The shards that this process holds; the update is element-wise, so each shard can be updated alone."""
-    param, grad, buffer = tensors
-    if not hasattr(param, "to_local"):
-        return tensors
-    from torch.distributed.tensor import DTensor
+def check_fused(device: torch.device, where: str = "") -> None:
+    """Fail where `fused=True` was asked for and tensors are on a device that has no fused implementation.
 
-    assert isinstance(param, DTensor)
-    assert isinstance(grad, DTensor)
-    if grad.placements != param.placements:
-        grad = grad.redistribute(param.device_mesh, param.placements)
-    local_buffer = buffer.to_local() if isinstance(buffer, DTensor) else buffer
-    return param.to_local(), grad.to_local(), local_buffer
+    Args:
+        device: the tensors' device; `meta` tells nothing and is let pass.
+        where: said after the option's name, as " in param group 1".
 
-
-def _blocks(tensors: Iterable[_Block], limit: int) -> Iterator[_Block]:
-    """Views of at most `limit` elements that cover `tensors`."""
-    for block in tensors:
-        param = block[0]
-        if param.numel() <= limit:
-            if param.numel() > 0:
-                yield block
-            continue
-        order = sorted(range(param.dim()), key=param.stride, reverse=True)
-        ordered = [None if t is None else t.permute(order) for t in block]
-        if all(t is None or t.is_contiguous() for t in ordered):
-            yield from _zip_pieces([None if t is None else t.view(-1).split(limit) for t in ordered])
-        else:
-            # No common flat view: halve along the longest dimension until the pieces are small enough.
-            longest = max(range(param.dim()), key=lambda dim: param.shape[dim])
-            half = (param.shape[longest] + 1) // 2
-            yield from _blocks(_zip_pieces([None if t is None else t.split(half, longest) for t in block]), limit)
+    Raises:
+        ValueError: says why, and what to do.
+    """
+    reason = None if device.type == "meta" else why_not_fused(device)
+    if reason is not None:
+        raise ValueError(
+            f"Invalid fused{where}: True. The fused implementation cannot be used: {reason}; or leave fused=None, and "
+            "the best implementation available will be used."
+        )
 
 
-def _zip_pieces(pieces: list[tuple[Tensor, ...] | None]) -> Iterator[_Block]:
-    params, grads, buffers = pieces
-    assert params is not None
-    assert grads is not None
-    yield from zip(params, grads, buffers or [None] * len(params), strict=True)
+def _update(trios: list[Trio], scalars: Scalars, foreach: bool | None, fused: bool | None) -> None:
+    by_kind: dict[tuple, list[Trio]] = {}
+    for trio in trios:
+        param, grad, buffer = trio
+        kind = (param.device, param.dtype, grad.dtype, None if buffer is None else buffer.dtype)
+        by_kind.setdefault(kind, []).append(trio)
+    if fused:
+        for device, *_ in by_kind:
+            check_fused(device)
+    for (device, *dtypes), of_kind in by_kind.items():
+        rest = [local(trio) for trio in of_kind]
+        if fused or (fused is None and foreach is None and _is_fused_by_default(device)):
+            kernel = _FUSED[device.type]
+            if kernel.supports(*(dtype for dtype in dtypes if dtype is not None)):
+                fitting: list[Trio] = []
+                others: list[Trio] = []
+                for trio in rest:
+                    (fitting if _fits_kernel(trio) else others).append(trio)
+                rest = others
+                if fitting:
+                    kernel.step(fitting, scalars)
+                    for param, _, buffer in fitting:
+                        increment_version(param)
+                        if buffer is not None:
+                            increment_version(buffer)
+        if rest:
+            use_foreach = device.type in _FOREACH_DEVICES if foreach is None else foreach
+            eager.step(rest, scalars, on_cpu=device.type == "cpu", foreach=use_foreach)
 
 
-def _compute_dtype(param: Tensor) -> torch.dtype:
-    return torch.float64 if param.dtype == torch.float64 else torch.float32
+def _fits_kernel(trio: Trio) -> bool:
+    """Whether a kernel that is given bare addresses can update it: plain tensors, laid out alike in memory."""
+    param, grad, _ = trio
+    device, size = param.device, param.numel()
+    for tensor in trio:
+        if tensor is not None and (type(tensor) not in PLAIN or tensor.device != device or tensor.numel() != size):
+            return False
+    return share_memory_order(trio) and not grad.is_neg()
 
 
-def _single_tensor(
-    batch: list[_Block], lr: float, momentum: float, rho: float, eps: float, weight_decay: float, maximize: bool
-) -> None:
-    ((param, grad, buffer),) = batch
-    dtype = _compute_dtype(param)
-    grad = grad.to(dtype)
-    if maximize:
-        grad = -grad
-    mean = grad
-    if buffer is not None:
-        mean = buffer if buffer.dtype == dtype else buffer.to(dtype)
-        mean.lerp_(grad, 1 - momentum)
-        if mean is not buffer:
-            buffer.copy_(mean)
-    theta = param if param.dtype == dtype else param.to(dtype)
-    if weight_decay != 0:
-        theta.mul_(1 - lr * weight_decay)
-    if rho == 0:
-        theta.add_(mean, alpha=-lr)
-    else:
-        scale = mean.abs().add_(eps)
-        if eps < torch.finfo(dtype).tiny:
-            scale.clamp_min_(torch.finfo(dtype).tiny)
-        scale.log2_().mul_(-rho).exp2_()
-        theta.addcmul_(mean, scale, value=-lr)
-    if theta is not param:
-        param.copy_(theta)
-
-
-def _multi_tensor(
-    batch: list[_Block], lr: float, momentum: float, rho: float, eps: float, weight_decay: float, maximize: bool
-) -> None:
-    params = [param for param, _, _ in batch]
-    dtype = _compute_dtype(params[0])
-    grads = [grad.to(dtype) for _, grad, _ in batch]
-    if maximize:
-        grads = list(torch._foreach_neg(grads))
-    means = grads
-    buffers = [buffer for _, _, buffer in batch if buffer is not None]
-    if buffers:
-        means = [buffer.to(dtype) for buffer in buffers]
-        torch._foreach_lerp_(means, grads, 1 - momentum)
-        if buffers[0].dtype != dtype:
-            torch._foreach_copy_(buffers, means)
-    thetas = [param.to(dtype) for param in params]
-    if weight_decay != 0:
-        torch._foreach_mul_(thetas, 1 - lr * weight_decay)
-    if rho == 0:
-        torch._foreach_add_(thetas, means, alpha=-lr)
-    else:
-        scales = list(torch._foreach_abs(means))
-        torch._foreach_add_(scales, eps)
-        if eps < torch.finfo(dtype).tiny:
-            torch._foreach_clamp_min_(scales, torch.finfo(dtype).tiny)
-        if scales[0].device.type == "cpu":
-            # There is no foreach exp2, and pow is 30 times as slow as log2 and exp2 on a CPU.
-            for scale in scales:
-                scale.log2_().mul_(-rho).exp2_()
-        else:
-            torch._foreach_pow_(scales, -rho)
-        torch._foreach_addcmul_(thetas, means, scales, -lr)
-    if params[0].dtype != dtype:
-        torch._foreach_copy_(params, thetas)
+def _is_fused_by_default(device: torch.device) -> bool:
+    if torch.compiler.is_compiling():  # which has no use for bare addresses
+        return False
+    reason = why_not_fused(device)
+    if reason is not None and device.type == "cuda":
+        fused_cuda.warn_of(reason)
+    return reason is None

@@ -34,12 +34,14 @@ class LPSGDM(LpOptimizer):
         eps (`float`, *optional*, defaults to 1e-8): added to `|m|` before the power, at least 0.
         weight_decay (`float`, *optional*, defaults to 0.0): decoupled weight decay, at least 0.
         maximize (`bool`, *optional*, defaults to False): ascend the objective.
-        foreach (`bool`, *optional*): use the foreach implementation; by default it is used on accelerators.
-        fused (`bool`, *optional*): use the fused implementation; there is none in this version, so not True.
+        foreach (`bool`, *optional*): use the foreach implementation, or not.
+        fused (`bool`, *optional*): use the fused implementation, or not: on CUDA a Triton kernel, on the CPU compiled
+            C++, both in one pass over memory. Where `foreach` and `fused` are None, the best implementation available
+            is chosen anew at each step: fused, otherwise foreach on accelerators, otherwise one tensor at a time.
 
     Raises:
-        ValueError: an option is out of range, in the constructor's arguments or in a param group, or a parameter is
-            complex.
+        ValueError: an option is out of range, in the constructor's arguments or in a param group, a parameter is
+            complex, or `fused` is True and there is no fused implementation for a parameter's device.
     """
 
     hyperparameters = ("lr", "momentum", "p_max", "eps", "weight_decay")
@@ -80,11 +82,12 @@ class LPSGDM(LpOptimizer):
             params,
             grads,
             buffers,
-            lr=float(group["lr"]),
+            lr=group["lr"],
             momentum=group["momentum"],
             p=group["p"],
             eps=group["eps"],
             weight_decay=group["weight_decay"],
             maximize=group["maximize"],
             foreach=group["foreach"],
+            fused=group["fused"],
         )

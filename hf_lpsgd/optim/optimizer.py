@@ -11,6 +11,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from .checks import check_flag, check_number
+from .functional import check_fused
+from .tensors import PLAIN
 
 # What a step does to one group: (group, parameters, their gradients).
 _GroupStep = tuple[dict[str, Any], list[Tensor], list[Tensor]]
@@ -39,10 +41,10 @@ class LpOptimizer(Optimizer):
         check_flag("maximize", group["maximize"], where)
         check_flag("foreach", group["foreach"], where, optional=True)
         check_flag("fused", group["fused"], where, optional=True)
-        if group["fused"]:
+        if group["fused"] and group["foreach"]:
             raise ValueError(
-                f"Invalid fused{where}: True. {type(self).__name__} has no fused implementation in this version: "
-                "leave fused=None, and the fastest implementation there is will be used."
+                f"Invalid fused{where}: True, with foreach=True. Only one of them can be True; leave both None, and "
+                "the best implementation available will be used."
             )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -53,7 +55,8 @@ class LpOptimizer(Optimizer):
                 order in force, takes the group's `p_max`.
 
         Raises:
-            ValueError: an option is out of range, or a parameter is complex; nothing was added.
+            ValueError: an option is out of range, a parameter is complex, or `fused` is True and there is no fused
+                implementation for a parameter's device; nothing was added.
         """
         where = f" in param group {len(self.param_groups)}"
         if isinstance(param_group, dict):
@@ -69,10 +72,18 @@ class LpOptimizer(Optimizer):
                     f"{type(self).__name__} does not support complex parameters: {_describe(group, index)}{where} "
                     f"has dtype {param.dtype}. Give it torch.view_as_real of the parameter instead."
                 )
+        if self.param_groups[-1]["fused"]:
+            try:
+                for device in {param.device for param in self.param_groups[-1]["params"]}:
+                    check_fused(device, where)
+            except ValueError:
+                self.param_groups.pop()
+                raise
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Before anything is replaced, so that a state that is refused changes nothing.
-        for group in state.get("param_groups", ()):
+        present = self.__dict__.get("param_groups", ())  # none where a pickle is read
+        for index, group in enumerate(state.get("param_groups", ())):
             missing = [name for name in self.hyperparameters if name not in group]
             if missing:
                 raise ValueError(
@@ -81,8 +92,9 @@ class LpOptimizer(Optimizer):
                 )
             group.setdefault("p", group["p_max"])
             group.setdefault("maximize", False)
-            group.setdefault("foreach", None)
-            group.setdefault("fused", None)
+            for name in ("foreach", "fused"):
+                # How to compute is for this machine to say, not for the one that wrote the checkpoint.
+                group[name] = present[index][name] if present else group.get(name)
             for name in (*self.hyperparameters[1:], "p"):  # the learning rate is the LR scheduler's business
                 check_number(name, group[name], " in the loaded state")
         super().__setstate__(state)
@@ -104,8 +116,8 @@ class LpOptimizer(Optimizer):
             The loss that `closure` returned, or None.
 
         Raises:
-            ValueError: a gradient is sparse, or a plain tensor where the parameter is a DTensor; no parameter was
-                changed.
+            ValueError: a gradient is sparse, or a plain tensor where the parameter is a DTensor, or `fused` is True
+                and a parameter was moved to a device without a fused implementation; no parameter was changed.
         """
         loss = None
         if closure is not None:
@@ -119,20 +131,23 @@ class LpOptimizer(Optimizer):
     def _with_gradients(self, group: dict[str, Any]) -> _GroupStep:
         params, grads = [], []
         for index, param in enumerate(group["params"]):
-            if param.grad is None:
+            grad = param.grad
+            if grad is None:
                 continue
-            if param.grad.is_sparse:
+            if grad.is_sparse:
                 raise ValueError(
                     f"{type(self).__name__} does not support sparse gradients, and {_describe(group, index)} has one: "
                     "build its module with sparse=False, or give that parameter to torch.optim.SparseAdam."
                 )
-            if hasattr(param, "to_local") and not hasattr(param.grad, "to_local"):
+            if type(param) not in PLAIN and hasattr(param, "to_local") and not hasattr(grad, "to_local"):
                 raise ValueError(
                     f"{_describe(group, index)} is a DTensor and its gradient a plain tensor: make the gradient one "
                     "with torch.distributed.tensor.distribute_tensor."
                 )
+            if group["fused"]:
+                check_fused(param.device)
             params.append(param)
-            grads.append(param.grad)
+            grads.append(grad)
         return group, params, grads
 
     def _update_group(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:

@@ -29,7 +29,7 @@ _EXAMPLES = {
     "p_schedule": f"p_schedule=NAME with one of {', '.join(P_SCHEDULES)}",
     "p_granularity": f"p_granularity=NAME with one of {', '.join(GRANULARITIES)}",
     "foreach": "foreach=true, foreach=false or foreach=none",
-    "fused": "fused=false or fused=none",
+    "fused": "fused=true, fused=false or fused=none",
 }
 
 _TRAINER_FLAGS = {"lr": "--learning_rate", "learning_rate": "--learning_rate", "weight_decay": "--weight_decay"}
@@ -104,7 +104,7 @@ def validate_optim_args(args: TrainingArguments) -> OptimArgs | None:
     check_number("lr", args.learning_rate, " (--learning_rate)")
     check_number("weight_decay", args.weight_decay, " (--weight_decay)")
     check_granularity(parsed.p_schedule, parsed.p_granularity)
-    OPTIMIZERS[optim]([torch.zeros(1)], **parsed.optimizer_kwargs)
+    OPTIMIZERS[optim]([torch.zeros(1, device=args.device)], **parsed.optimizer_kwargs)
     lr_scheduler = name_of(args.lr_scheduler_type)
     check_scheduler_counts_steps(
         _COUNT_EVALUATIONS.get(lr_scheduler, lr_scheduler), parsed.p_schedule, lr_scheduler in _COUNT_EVALUATIONS

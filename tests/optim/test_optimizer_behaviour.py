@@ -227,7 +227,6 @@ BAD_OPTIONS = [
     ("maximize", "yes", "True or False"),
     ("foreach", "maybe", "True, False or None"),
     ("fused", "maybe", "True, False or None"),
-    ("fused", True, "no fused implementation"),
 ]
 BAD_MOMENTA = [("momentum", value, "at least 0 and less than 1") for value in (1.0, -0.1, float("nan"), "big")]
 

@@ -1,0 +1,259 @@
+// The LPSGD and LPSGDM step on the CPU: one pass over memory for all tensors of a call, on several threads.
+//
+// It has a plain C interface and needs neither torch's nor Python's headers, so that it builds in seconds wherever there
+// is a C++ compiler with OpenMP, and one build serves every version of torch.
+//
+// Each element goes through the same operations in the same order, wherever it stands in its tensor and however many
+// threads there are: the vector loop is only ever run on whole multiples of kLanes. A sharded step therefore gives, bit
+// for bit, what an unsharded one gives.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include <omp.h>
+
+namespace {
+
+enum Dtype : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+
+// How the running mean is formed. Of the two ways to interpolate, the one with the smaller error, as torch.lerp does.
+enum Mean { kNoMomentum, kHeavyMomentum, kLightMomentum };
+
+constexpr int64_t kLanes = 16;         // floats in the widest vector there is
+constexpr int64_t kTile = 1024;        // elements converted at a time: three tiles stay in the first-level cache
+constexpr int64_t kAlign = 64;         // threads meet at multiples of this, so that they share no cache line
+constexpr int64_t kPerThread = 32768;  // elements below which another thread costs more than it brings, as in ATen
+
+struct Options {
+  float lr, decay, weight, rho, eps, sign;  // weight is that of the gradient in the mean, 1 - momentum
+};
+
+struct Tensors {
+  void* param;
+  const void* grad;
+  void* buffer;
+};
+
+#define INLINE inline __attribute__((always_inline))
+
+INLINE float as_float(int32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+INLINE int32_t as_bits(float value) {
+  int32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+// x^-rho for x >= 0, in float32 with a relative error below 2e-6, as exp2(-rho * log2(x)).
+INLINE float power_of(float x, float rho) {
+  constexpr float smallest_normal = 1.17549435e-38f;
+  x = x < smallest_normal ? smallest_normal : x;
+  // x = 2^exponent * (1 + z) with 1 + z in [sqrt(1/2), sqrt(2)).
+  const int32_t bits = as_bits(x);
+  const int32_t exponent = (bits - 0x3f3504f3) >> 23;
+  const float z = as_float(bits - exponent * (1 << 23)) - 1.0f;
+  // Minimax approximation of log2(1 + z), with an absolute error of 3e-7.
+  float log2 = 0.170634463429451f;
+  log2 = log2 * z - 0.27269792556762695f;
+  log2 = log2 * z + 0.297262579202652f;
+  log2 = log2 * z - 0.3589618504047394f;
+  log2 = log2 * z + 0.48046502470970154f;
+  log2 = log2 * z - 0.7213758826255798f;
+  log2 = log2 * z + 1.442699670791626f;
+  float y = -rho * static_cast<float>(exponent) - rho * (log2 * z);
+  y = y < -125.0f ? -125.0f : y;
+  // Adding 1.5 * 2^23 leaves the nearest integer in the low bits of the sum.
+  constexpr float shift = 12582912.0f;
+  const float shifted = y + shift;
+  const float fraction = y - (shifted - shift);
+  // Minimax approximation of exp2(fraction) on [-1/2, 1/2], with a relative error of 1e-7, and exactly 1 at 0.
+  float exp2 = 0.0013407259248197079f;
+  exp2 = exp2 * fraction + 0.009671875275671482f;
+  exp2 = exp2 * fraction + 0.055503085255622864f;
+  exp2 = exp2 * fraction + 0.24022234976291656f;
+  exp2 = exp2 * fraction + 0.6931472420692444f;
+  exp2 = exp2 * fraction + 1.0f;
+  return as_float(as_bits(exp2) + static_cast<int32_t>(static_cast<uint32_t>(as_bits(shifted)) << 23));
+}
+
+// `size` is a multiple of kLanes.
+template <Mean mean_kind, bool rescale>
+INLINE void update(float* __restrict param, const float* __restrict grad, float* __restrict buffer, int64_t size,
+                   const Options& options) {
+  const Options o = options;
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) {
+    float mean = o.sign * grad[i];
+    if (mean_kind == kHeavyMomentum) mean = buffer[i] + o.weight * (mean - buffer[i]);
+    if (mean_kind == kLightMomentum) mean = mean - (1.0f - o.weight) * (mean - buffer[i]);
+    if (mean_kind != kNoMomentum) buffer[i] = mean;
+    if (rescale) {
+      param[i] = o.decay * param[i] - (o.lr * mean) * power_of(std::fabs(mean) + o.eps, o.rho);
+    } else {
+      param[i] = o.decay * param[i] - o.lr * mean;
+    }
+  }
+}
+
+INLINE float from_float16(uint16_t half) {
+  const int32_t magnitude = (half & 0x7fff) << 13;
+  const int32_t scaled = as_bits(as_float(magnitude) * 0x1p112f);
+  const int32_t special = magnitude >= 0x0f800000 ? 0x7f800000 : 0;  // infinities and NaN
+  return as_float(scaled | special | ((half & 0x8000) << 16));
+}
+
+INLINE uint16_t to_float16(float value) {
+  const int32_t bits = as_bits(value);
+  const int32_t magnitude = bits & 0x7fffffff;
+  const int32_t normal = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  const int32_t subnormal = as_bits(as_float(magnitude) + 0.5f) - 0x3f000000;
+  const int32_t special = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
+  const int32_t finite = magnitude < 0x38800000 ? subnormal : normal;
+  const int32_t half = magnitude >= 0x47800000 ? special : finite;
+  return static_cast<uint16_t>(half | ((bits >> 16) & 0x8000));
+}
+
+INLINE float from_bfloat16(uint16_t value) { return as_float(static_cast<int32_t>(static_cast<uint32_t>(value) << 16)); }
+
+INLINE uint16_t to_bfloat16(float value) {
+  const int32_t bits = as_bits(value);
+  const int32_t rounded = static_cast<int32_t>(static_cast<uint32_t>(bits) + 0x7fff + ((bits >> 16) & 1));
+  return static_cast<uint16_t>((value != value ? 0x7fc00000 : rounded) >> 16);
+}
+
+// Elements as float32: where they lie if they can be used there, else converted into `scratch`.
+INLINE float* open(void* data, int32_t dtype, int64_t start, int64_t size, float* scratch) {
+  if (dtype == kFloat32) {
+    float* values = static_cast<float*>(data) + start;
+    if (size % kLanes == 0) return values;
+    for (int64_t i = 0; i < size; ++i) scratch[i] = values[i];
+  } else {
+    const uint16_t* values = static_cast<const uint16_t*>(data) + start;
+    if (dtype == kBFloat16) {
+      for (int64_t i = 0; i < size; ++i) scratch[i] = from_bfloat16(values[i]);
+    } else {
+      for (int64_t i = 0; i < size; ++i) scratch[i] = from_float16(values[i]);
+    }
+  }
+  for (int64_t i = size; i % kLanes != 0; ++i) scratch[i] = 0.0f;
+  return scratch;
+}
+
+INLINE void close(void* data, int32_t dtype, int64_t start, int64_t size, const float* opened) {
+  if (dtype == kFloat32) {
+    float* values = static_cast<float*>(data) + start;
+    if (opened != values) std::memcpy(values, opened, size * sizeof(float));
+  } else {
+    uint16_t* values = static_cast<uint16_t*>(data) + start;
+    if (dtype == kBFloat16) {
+      for (int64_t i = 0; i < size; ++i) values[i] = to_bfloat16(opened[i]);
+    } else {
+      for (int64_t i = 0; i < size; ++i) values[i] = to_float16(opened[i]);
+    }
+  }
+}
+
+template <Mean mean_kind, bool rescale>
+INLINE void update_range(const Tensors& tensors, const int32_t* dtypes, int64_t start, int64_t end,
+                         const Options& options) {
+  alignas(64) float params[kTile], grads[kTile], buffers[kTile];
+  while (start < end) {
+    int64_t size = std::min(end - start, kTile);
+    if (size > kLanes) size -= size % kLanes;
+    float* param = open(tensors.param, dtypes[0], start, size, params);
+    const float* grad = open(const_cast<void*>(tensors.grad), dtypes[1], start, size, grads);
+    float* buffer = mean_kind == kNoMomentum ? nullptr : open(tensors.buffer, dtypes[2], start, size, buffers);
+    update<mean_kind, rescale>(param, grad, buffer, (size + kLanes - 1) / kLanes * kLanes, options);
+    close(tensors.param, dtypes[0], start, size, param);
+    if (mean_kind != kNoMomentum) close(tensors.buffer, dtypes[2], start, size, buffer);
+    start += size;
+  }
+}
+
+using RangeUpdate = void (*)(const Tensors&, const int32_t*, int64_t, int64_t, const Options&, Mean, bool);
+
+// One copy of the loops for each instruction set; the best one is chosen where it runs.
+#define DEFINE_RANGE_UPDATE(name, target)                                                               \
+  target void name(const Tensors& tensors, const int32_t* dtypes, int64_t start, int64_t end,           \
+                   const Options& options, Mean mean, bool rescale) {                                   \
+    if (mean == kNoMomentum) {                                                                          \
+      rescale ? update_range<kNoMomentum, true>(tensors, dtypes, start, end, options)                   \
+              : update_range<kNoMomentum, false>(tensors, dtypes, start, end, options);                 \
+    } else if (mean == kHeavyMomentum) {                                                                \
+      rescale ? update_range<kHeavyMomentum, true>(tensors, dtypes, start, end, options)                \
+              : update_range<kHeavyMomentum, false>(tensors, dtypes, start, end, options);              \
+    } else {                                                                                            \
+      rescale ? update_range<kLightMomentum, true>(tensors, dtypes, start, end, options)                \
+              : update_range<kLightMomentum, false>(tensors, dtypes, start, end, options);              \
+    }                                                                                                   \
+  }
+
+DEFINE_RANGE_UPDATE(update_baseline, )
+#if defined(__x86_64__)
+#if defined(__clang__)
+#define AVX512 "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"
+#else
+#define AVX512 "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512"
+#endif
+DEFINE_RANGE_UPDATE(update_avx2, __attribute__((target("avx2,fma"))))
+DEFINE_RANGE_UPDATE(update_avx512, __attribute__((target(AVX512))))
+#endif
+
+RangeUpdate best_range_update() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma")) {
+    return update_avx512;
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return update_avx2;
+#endif
+  return update_baseline;
+}
+
+// Where in a tensor of `size` elements, the first of which is number `first` of all, a thread's share that begins or
+// ends at number `bound` of all does so.
+int64_t cut(int64_t bound, int64_t first, int64_t size) {
+  const int64_t place = std::clamp<int64_t>(bound - first, 0, size);
+  return place == size ? size : place - place % kAlign;
+}
+
+}  // namespace
+
+extern "C" {
+
+// Changes with the signature below, so that a build of other sources is not called.
+int32_t hf_lpsgd_interface() { return 1; }
+
+// Updates `count` dense tensors in place. `buffers` is null for LPSGD. `dtypes` are those of parameters, gradients and
+// buffers, the same for all tensors. The last argument is the most threads to use.
+void hf_lpsgd_step(int64_t count, void* const* params, const void* const* grads, void* const* buffers,
+                   const int64_t* sizes, const int32_t* dtypes, float lr, float decay, float weight, float rho,
+                   float eps, int32_t maximize, int32_t most_threads) {
+  static const RangeUpdate update = best_range_update();
+  const Options options{lr, decay, weight, rho, eps, maximize ? -1.0f : 1.0f};
+  const Mean mean = buffers == nullptr ? kNoMomentum : weight < 0.5f ? kHeavyMomentum : kLightMomentum;
+  int64_t total = 0;
+  for (int64_t index = 0; index < count; ++index) total += sizes[index];
+  const int64_t useful = (total + kPerThread - 1) / kPerThread;
+  const int threads = static_cast<int>(std::clamp<int64_t>(useful, 1, std::max(most_threads, 1)));
+#pragma omp parallel num_threads(threads)
+  {
+    const int64_t team = omp_get_num_threads(), thread = omp_get_thread_num();
+    const int64_t begin = total / team * thread + std::min(thread, total % team);
+    const int64_t end = total / team * (thread + 1) + std::min(thread + 1, total % team);
+    int64_t first = 0;
+    for (int64_t index = 0; index < count && first < end; first += sizes[index++]) {
+      const Tensors tensors{params[index], grads[index], buffers == nullptr ? nullptr : buffers[index]};
+      const int64_t from = cut(begin, first, sizes[index]), to = cut(end, first, sizes[index]);
+      if (from < to) update(tensors, dtypes, from, to, options, mean, rho != 0.0f);
+    }
+  }
+}
+}

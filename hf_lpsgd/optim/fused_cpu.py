@@ -1,0 +1,85 @@
+"""The fused step on the CPU: one pass over memory, by fused_cpu.cpp, which the installation compiles if it can."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .tensors import Scalars, Trio
+
+_INTERFACE = 1
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+_INSTALL = (
+    "install a C++ compiler with OpenMP (Debian, Ubuntu: apt install g++) and then hf_lpsgd anew "
+    "(pip install --force-reinstall --no-deps)"
+)
+
+
+@cache
+def _library() -> ctypes.CDLL | str:
+    """The compiled library, or why there is none."""
+    folder = Path(__file__).parent
+    found = [path for suffix in EXTENSION_SUFFIXES if (path := folder / f"_fused_cpu{suffix}").exists()]
+    if not found:
+        return f"hf_lpsgd was installed without its compiled CPU step: {_INSTALL}"
+    try:
+        library = ctypes.CDLL(str(found[0]))
+        interface = library.hf_lpsgd_interface()
+    except (OSError, AttributeError) as error:
+        return f"the compiled CPU step of hf_lpsgd cannot be loaded ({error}): {_INSTALL}"
+    if interface != _INTERFACE:
+        return "the compiled CPU step of hf_lpsgd is that of another version: install hf_lpsgd anew"
+    library.hf_lpsgd_step.restype = None
+    library.hf_lpsgd_step.argtypes = (
+        [ctypes.c_int64] + [ctypes.c_void_p] * 5 + [ctypes.c_float] * 5 + [ctypes.c_int32] * 2
+    )
+    return library
+
+
+def problem(device: torch.device) -> str | None:
+    """Why the fused step cannot be used on the CPU here, and what to do; None if it can."""
+    library = _library()
+    return library if isinstance(library, str) else None
+
+
+def supports(*dtypes: torch.dtype) -> bool:
+    """Whether a parameter, gradient and momentum buffer of these dtypes can be updated."""
+    return all(dtype in _DTYPES for dtype in dtypes)
+
+
+def step(trios: list[Trio], scalars: Scalars) -> None:
+    """Update dense tensors of the same memory order, of the same dtypes, in place.
+
+    Args:
+        trios: parameters, gradients and momentum buffers (or None).
+        scalars: the numbers of the step.
+    """
+    library = _library()
+    assert isinstance(library, ctypes.CDLL)
+    lr, momentum, rho, eps, weight_decay, maximize = scalars
+    lr = float(lr)
+    params, grads, buffers = zip(*trios, strict=True)
+    addresses = ctypes.c_int64 * len(trios)
+    has_buffers = buffers[0] is not None
+    dtypes = [_DTYPES[t.dtype] for t in trios[0] if t is not None]
+    library.hf_lpsgd_step(
+        len(trios),
+        addresses(*map(Tensor.data_ptr, params)),
+        addresses(*map(Tensor.data_ptr, grads)),
+        addresses(*map(Tensor.data_ptr, buffers)) if has_buffers else None,
+        addresses(*map(Tensor.numel, params)),
+        (ctypes.c_int32 * len(dtypes))(*dtypes),
+        lr,
+        1 - lr * weight_decay,
+        1 - momentum,
+        rho,
+        eps,
+        maximize,
+        torch.get_num_threads(),
+    )

@@ -1,0 +1,126 @@
+"""The Triton kernel of the fused step; importing this module needs triton."""
+
+import torch
+import triton
+import triton.language as tl
+
+# Elements that one program of the kernel updates, and its warps. Each thread has 8 elements of each tensor in flight,
+# and few enough registers (40 on compute capability 9.0) for 12 programs at a time on a multiprocessor.
+BLOCK = 1024
+NUM_WARPS = 4
+
+DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+@triton.jit
+def lp_step(
+    table,
+    tensor_of_block,
+    lr,
+    grad_weight,
+    rho,
+    eps,
+    weight_decay,
+    sign,
+    PARAM_DTYPE: tl.constexpr,
+    GRAD_DTYPE: tl.constexpr,
+    BUFFER_DTYPE: tl.constexpr,
+    LR_IS_TENSOR: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Update one block of one tensor.
+
+    `table` has a row of six int64 a tensor: the addresses of parameter, gradient and momentum buffer, the number of
+    elements, the number of the tensor's first block, and whether all three addresses are multiples of 16.
+    `tensor_of_block` gives the row of each block. BUFFER_DTYPE is None for LPSGD.
+    """
+    block = tl.program_id(0)
+    row = table + tl.load(tensor_of_block + block) * 6
+    param = tl.load(row).to(tl.pointer_type(PARAM_DTYPE))
+    grad = tl.load(row + 1).to(tl.pointer_type(GRAD_DTYPE))
+    if BUFFER_DTYPE is None:
+        buffer = param
+    else:
+        buffer = tl.load(row + 2).to(tl.pointer_type(BUFFER_DTYPE))
+    start = (block - tl.load(row + 4)) * BLOCK
+    remaining = tl.load(row + 3) - start
+    if LR_IS_TENSOR:
+        lr = tl.load(lr).to(tl.float32)
+    # Most blocks are whole, and then each thread can load and store 16 bytes at a time.
+    if (remaining >= BLOCK) & (tl.load(row + 5) != 0):
+        _update(
+            tl.multiple_of(param, 16) + start,
+            tl.multiple_of(grad, 16) + start,
+            tl.multiple_of(buffer, 16) + start,
+            remaining,
+            lr,
+            grad_weight,
+            rho,
+            eps,
+            weight_decay,
+            sign,
+            BUFFER_DTYPE is not None,
+            False,
+            BLOCK,
+        )
+    else:
+        _update(
+            param + start,
+            grad + start,
+            buffer + start,
+            remaining,
+            lr,
+            grad_weight,
+            rho,
+            eps,
+            weight_decay,
+            sign,
+            BUFFER_DTYPE is not None,
+            True,
+            BLOCK,
+        )
+
+
+@triton.jit
+def _update(
+    params,
+    grads,
+    buffers,
+    remaining,
+    lr,
+    grad_weight,
+    rho,
+    eps,
+    weight_decay,
+    sign,
+    HAS_BUFFER: tl.constexpr,
+    MASKED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    offsets = tl.arange(0, BLOCK)
+    mask = offsets < remaining if MASKED else None
+    param = tl.load(params + offsets, mask=mask).to(tl.float32)
+    mean = sign * tl.load(grads + offsets, mask=mask).to(tl.float32)
+    if HAS_BUFFER:
+        buffer = tl.load(buffers + offsets, mask=mask).to(tl.float32)
+        # Of the two ways to interpolate, the one with the smaller error, as torch.lerp does.
+        change = mean - buffer
+        mean = tl.where(grad_weight < 0.5, buffer + grad_weight * change, mean - (1.0 - grad_weight) * change)
+        tl.store(buffers + offsets, mean.to(buffers.dtype.element_ty), mask=mask)
+    # magnitude^-rho, as exp2(-rho * log2(magnitude)). As in fused_cpu.cpp, magnitude = 2^exponent * (1 + z) with 1 + z
+    # in [sqrt(1/2), sqrt(2)), and log2(1 + z) is a minimax polynomial with an absolute error of 3e-7: the hardware's
+    # own log2 has a relative error, which the power magnifies where the magnitude is far from 1.
+    magnitude = tl.maximum(tl.abs(mean) + eps, 1.1754943508222875e-38)
+    bits = magnitude.to(tl.int32, bitcast=True)
+    exponent = (bits - 0x3F3504F3) >> 23
+    z = (bits - (exponent << 23)).to(tl.float32, bitcast=True) - 1.0
+    log2 = 0.170634463429451
+    log2 = log2 * z - 0.27269792556762695
+    log2 = log2 * z + 0.297262579202652
+    log2 = log2 * z - 0.3589618504047394
+    log2 = log2 * z + 0.48046502470970154
+    log2 = log2 * z - 0.7213758826255798
+    log2 = log2 * z + 1.442699670791626
+    scale = tl.exp2(-rho * exponent.to(tl.float32) - rho * (log2 * z))
+    param = (1.0 - lr * weight_decay) * param - (lr * mean) * scale
+    tl.store(params + offsets, param.to(params.dtype.element_ty), mask=mask)

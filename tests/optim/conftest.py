@@ -1,0 +1,67 @@
+import shutil
+import sys
+from importlib import import_module
+from types import SimpleNamespace
+
+import pytest
+
+import hf_lpsgd.optim
+from hf_lpsgd.optim import functional, fused_cpu, fused_cuda
+
+KERNEL = "triton_kernel"
+
+# What an optimizer is given to use each implementation. "triton" is that of CUDA, interpreted on the CPU.
+IMPLEMENTATIONS = {
+    "default": {},
+    "single": {"foreach": False},
+    "foreach": {"foreach": True},
+    "fused": {"fused": True},
+    "triton": {"fused": True},
+}
+
+
+@pytest.fixture
+def load_kernel(monkeypatch):
+    """Imports the Triton kernel anew, to be compiled or to be interpreted on the CPU, until the test ends."""
+
+    def load(*, interpret):
+        pytest.importorskip("triton")
+        monkeypatch.setenv("TRITON_INTERPRET", "1" if interpret else "0")
+        monkeypatch.delattr(hf_lpsgd.optim, KERNEL, raising=False)
+        monkeypatch.delitem(sys.modules, f"hf_lpsgd.optim.{KERNEL}", raising=False)
+        return import_module(f"hf_lpsgd.optim.{KERNEL}")
+
+    yield load
+    # monkeypatch puts back what it deleted, but knows nothing of a first import.
+    hf_lpsgd.optim.__dict__.pop(KERNEL, None)
+    sys.modules.pop(f"hf_lpsgd.optim.{KERNEL}", None)
+
+
+@pytest.fixture
+def implement(monkeypatch, load_kernel):
+    """Makes an implementation usable on the CPU, and returns the options that ask for it."""
+
+    def prepare(name):
+        if name == "fused" and shutil.which("c++") is None:
+            pytest.skip("no C++ compiler, so hf_lpsgd was installed without its CPU kernel")
+        if name == "triton":
+            load_kernel(interpret=True)
+            on_cpu = SimpleNamespace(step=fused_cuda.step, supports=fused_cuda.supports, problem=lambda device: None)
+            monkeypatch.setattr(functional, "_FUSED", {"cpu": on_cpu})
+        return IMPLEMENTATIONS[name]
+
+    return prepare
+
+
+@pytest.fixture
+def kernel_calls(monkeypatch):
+    """Numbers of tensors that the fused CPU kernel was called with."""
+    calls = []
+    real = fused_cpu.step
+
+    def step(trios, scalars):
+        calls.append(len(trios))
+        real(trios, scalars)
+
+    monkeypatch.setattr(fused_cpu, "step", step)
+    return calls

@@ -1,0 +1,311 @@
+"""Which implementation is used, that all of them do the same, and what they leave alone."""
+
+import io
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from hf_lpsgd import LPSGD, LPSGDM
+from hf_lpsgd.optim import eager, functional, fused_cpu
+
+BOTH = pytest.mark.parametrize("cls", [LPSGD, LPSGDM])
+# Each but the first is compared with it.
+IMPLEMENTATIONS = ["single", "foreach", "fused", "triton"]
+DTYPES = (torch.float32, torch.float16, torch.float64, torch.bfloat16)
+
+
+def make_params(seed=0):
+    """Tensors of many kinds in one list: empty, of no dimension, odd sizes, strides, unaligned views, dtypes."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape, dtype=torch.float32):
+        return torch.randn(*shape, generator=generator, dtype=torch.float32).to(dtype)
+
+    params = [
+        randn(1111),
+        randn(0, 3),
+        randn(()),
+        randn(3000)[1:2900],  # its address is no multiple of 16
+        randn(16, 8, 3, 3).to(memory_format=torch.channels_last),
+        randn(17, 30).t(),
+        randn(20, 40)[:, ::2],
+        *(randn(1025, dtype=dtype) for dtype in DTYPES[1:]),
+    ]
+    return [param.requires_grad_() for param in params]
+
+
+def set_gradients(params, step):
+    """New gradients at new addresses, of changing strides, and none for some parameters."""
+    generator = torch.Generator().manual_seed(100 + step)
+    for index, param in enumerate(params):
+        grad = (torch.randn(param.shape, generator=generator) * 10.0 ** -(step % 5)).to(param.dtype)
+        if index % 2 == step % 2 and grad.dim() > 1:
+            grad = torch.empty(*grad.shape[::-1], dtype=grad.dtype).permute(*range(grad.dim())[::-1]).copy_(grad)
+        elif step % 3 == 0 and grad.dim() == 1:
+            grad = grad.repeat_interleave(2)[::2]
+        param.grad = None if (index + step) % 5 == 4 else grad
+
+
+def run(params, optimizer, steps, first=0):
+    for step in range(first, first + steps):
+        optimizer.param_groups[0]["p"] = 20.0 - 18.0 * step / 19
+        optimizer.param_groups[0]["lr"] = 1e-2 * (1 + step % 4)
+        set_gradients(params, step)
+        optimizer.step()
+
+
+def assert_close(params, expected, steps=1):
+    """Up to a rounding of the dtype a step: the intermediate results of all are in float32 at least."""
+    for param, value in zip(params, expected, strict=True):
+        rounding = max(torch.finfo(param.dtype).eps, 1e-6)
+        if param.dtype == torch.bfloat16:
+            rounding *= 2  # triton's interpreter cuts bfloat16 off, where the hardware rounds
+        torch.testing.assert_close(param.detach(), value.detach(), rtol=steps * rounding, atol=steps * rounding)
+
+
+@BOTH
+@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1, "maximize": True}, {"momentum": 0.3}])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS[1:])
+def test_they_agree_while_p_lr_gradients_and_their_addresses_change(cls, options, implementation, implement):
+    if cls is LPSGD and "momentum" in options:
+        options = {}
+    expected = make_params()
+    run(expected, cls(expected, **options, **implement("single")), 20)
+    params = make_params()
+    run(params, cls(params, **options, **implement(implementation)), 20)
+    assert_close(params, expected, steps=20)
+
+
+@pytest.mark.parametrize("written_by", IMPLEMENTATIONS)
+@pytest.mark.parametrize("read_by", IMPLEMENTATIONS)
+def test_a_checkpoint_of_one_continues_with_any_other(written_by, read_by, implement):
+    expected = make_params()
+    run(expected, LPSGDM(expected, **implement("single")), 12)
+
+    params = make_params()
+    optimizer = LPSGDM(params, **implement(written_by))
+    run(params, optimizer, 6)
+    file = io.BytesIO()
+    torch.save({"params": [p.detach() for p in params], "optimizer": optimizer.state_dict()}, file)
+
+    file.seek(0)
+    checkpoint = torch.load(file, weights_only=True)
+    params = make_params(seed=1)
+    for param, value in zip(params, checkpoint["params"], strict=True):
+        param.data.copy_(value)
+    options = implement(read_by)
+    optimizer = LPSGDM(params, **options)
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    (group,) = optimizer.param_groups
+    assert (group["foreach"], group["fused"]) == (options.get("foreach"), options.get("fused"))
+    run(params, optimizer, 6, first=6)
+    assert_close(params, expected, steps=12)
+
+
+@BOTH
+def test_the_default_on_the_cpu_is_the_fused_kernel_chosen_at_each_step(cls, implement, kernel_calls, monkeypatch):
+    implement("fused")
+    params = [torch.ones(5, requires_grad=True), torch.ones(3, requires_grad=True)]
+    optimizer = cls(params)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    assert kernel_calls == [2]
+    assert "fused" not in str(optimizer.state_dict()["state"])
+    assert optimizer.state_dict()["param_groups"][0]["fused"] is None
+    monkeypatch.setattr(fused_cpu, "problem", lambda device: "it is gone")
+    optimizer.step()
+    assert kernel_calls == [2]
+
+
+@BOTH
+@pytest.mark.parametrize("options", [{"foreach": False}, {"foreach": True}, {"fused": False}])
+def test_the_fused_kernel_is_not_used_where_another_is_asked_for(cls, options, kernel_calls):
+    param = torch.ones(5, requires_grad=True)
+    optimizer = cls([param], **options)
+    param.grad = torch.ones(5)
+    optimizer.step()
+    assert kernel_calls == []
+    assert not torch.equal(param, torch.ones(5))
+
+
+def test_one_call_of_the_kernel_updates_all_tensors_of_a_kind(implement, kernel_calls):
+    params = make_params()
+    optimizer = LPSGDM(params, **implement("fused"))
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    # float32 but for the strided one, float16 and bfloat16; float64 goes another way.
+    assert sorted(kernel_calls) == [1, 1, 6]
+
+
+@BOTH
+def test_fused_where_the_kernel_was_not_compiled_is_refused_in_one_line_with_what_to_do(cls, monkeypatch, tmp_path):
+    monkeypatch.setattr(fused_cpu, "__file__", str(tmp_path / "fused_cpu.py"))
+    fused_cpu._library.cache_clear()
+    try:
+        with pytest.raises(ValueError, match=r"Invalid fused in param group 0: True.*without its compiled") as caught:
+            cls([torch.ones(1, requires_grad=True)], fused=True)
+        message = str(caught.value)
+        assert "\n" not in message
+        assert "apt install g++" in message
+        assert "leave fused=None" in message
+        param = torch.ones(1, requires_grad=True)
+        optimizer = cls([param])
+        param.grad = torch.ones(1)
+        optimizer.step()
+        assert param.item() < 1
+    finally:
+        fused_cpu._library.cache_clear()
+
+
+def test_a_compiled_kernel_that_is_broken_or_of_another_version_is_not_called(implement, monkeypatch, tmp_path):
+    implement("fused")
+    (tmp_path / f"_fused_cpu{fused_cpu.EXTENSION_SUFFIXES[0]}").write_text("not a library")
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(fused_cpu, "__file__", str(tmp_path / "fused_cpu.py"))
+            fused_cpu._library.cache_clear()
+            assert "cannot be loaded" in functional.why_not_fused(torch.device("cpu"))
+        with monkeypatch.context() as patch:
+            patch.setattr(fused_cpu, "_INTERFACE", -1)
+            fused_cpu._library.cache_clear()
+            assert "another version" in functional.why_not_fused(torch.device("cpu"))
+    finally:
+        fused_cpu._library.cache_clear()
+    assert functional.why_not_fused(torch.device("cpu")) is None
+
+
+@BOTH
+def test_fused_on_a_device_without_it_is_refused_when_built_and_before_a_step_changes_anything(cls, monkeypatch):
+    params = [torch.ones(2, requires_grad=True) for _ in range(2)]
+    optimizer = cls([{"params": params[:1]}, {"params": params[1:]}])
+    optimizer.param_groups[1]["fused"] = True
+    for param in params:
+        param.grad = torch.ones(2)
+    monkeypatch.setattr(functional, "_FUSED", {})
+    with pytest.raises(ValueError, match=r"Invalid fused: True.*there is none for the device cpu"):
+        optimizer.step()
+    assert all(torch.equal(param, torch.ones(2)) for param in params)
+    with pytest.raises(ValueError, match="Invalid fused in param group 2: True"):
+        optimizer.add_param_group({"params": [torch.ones(2, requires_grad=True)], "fused": True})
+    assert len(optimizer.param_groups) == 2
+
+
+@BOTH
+def test_fused_and_foreach_together_are_refused(cls):
+    with pytest.raises(ValueError, match=r"Invalid fused: True, with foreach=True\. Only one"):
+        cls([torch.ones(1, requires_grad=True)], fused=True, foreach=True)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_backward_through_parameters_that_a_step_changed_fails_as_with_torchs_own(implementation, implement):
+    param = torch.ones(3, requires_grad=True)
+    optimizer = LPSGDM([param], **implement(implementation))
+    loss = (param**2).sum()
+    param.grad = torch.ones(3)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_tensors_that_are_not_plain_are_updated_by_torchs_operations(implementation, implement, kernel_calls):
+    class Subclass(torch.Tensor):
+        pass
+
+    param = torch.ones(3).as_subclass(Subclass).requires_grad_()
+    optimizer = LPSGD([param], lr=0.1, p_max=2, **implement(implementation))
+    param.grad = torch.ones(3).as_subclass(Subclass)
+    optimizer.step()
+    assert kernel_calls == []
+    torch.testing.assert_close(param.detach().as_subclass(torch.Tensor), torch.full((3,), 0.9))
+
+
+def test_a_gradient_or_buffer_of_another_shape_is_refused_by_torch_and_not_read_beyond_its_end():
+    with pytest.raises(RuntimeError, match="must match"):
+        functional.lpsgd([torch.ones(8)], [torch.ones(3)], lr=0.1, p=3.0, eps=1e-8, weight_decay=0.0)
+
+
+def test_the_cpu_kernel_gives_the_same_bits_however_tensors_are_cut_and_on_any_number_of_threads(implement):
+    implement("fused")
+    generator = torch.Generator().manual_seed(0)
+    param, grad, buffer = (torch.randn(200_003, generator=generator) * scale for scale in (1.0, 1e-4, 1e-4))
+
+    def step(pieces, threads):
+        tensors = [t.clone() for t in (param, grad, buffer)]
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            functional.lpsgdm(
+                *([t[start:end] for start, end in pieces] for t in tensors),
+                lr=1e-2,
+                momentum=0.9,
+                p=20.0,
+                eps=1e-8,
+                weight_decay=0.1,
+                fused=True,
+            )
+        finally:
+            torch.set_num_threads(before)
+        return tensors
+
+    whole = step([(0, 200_003)], 1)
+    cut = [(0, 1), (1, 38), (38, 70_000), (70_000, 70_017), (70_017, 200_003)]
+    for other in (step([(0, 200_003)], 2), step([(0, 200_003)], 5), step(cut, 1), step(cut, 3)):
+        assert all(torch.equal(a, b) for a, b in zip(whole, other, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_cpu_kernel_reads_and_rounds_every_low_precision_number_as_torch_does(dtype, implement):
+    implement("fused")
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    kept = every.clone()
+    functional.lpsgd([kept], [torch.zeros_like(kept)], lr=0.0, p=2.0, eps=1e-8, weight_decay=0.0, fused=True)
+    assert torch.equal(kept.nan_to_num(nan=1.0), every.nan_to_num(nan=1.0))
+    assert torch.equal(kept.isnan(), every.isnan())
+
+    generator = torch.Generator().manual_seed(0)
+    exponents = torch.randint(-45, 39, (200_000,), generator=generator)
+    values = torch.randn(200_000, generator=generator) * 10.0**exponents
+    finite = every[every.isfinite()].float()
+    halfway = (finite[:-1] + finite[1:]) / 2
+    values = torch.cat([values, halfway, halfway.nextafter(torch.tensor(0.0)), torch.tensor([65519.9, 65520.0, 3e38])])
+    rounded = torch.zeros(len(values), dtype=dtype)
+    functional.lpsgd([rounded], [-values], lr=1.0, p=2.0, eps=1e-8, weight_decay=0.0, fused=True)
+    expected = values.to(dtype)
+    agree = (rounded == expected) | (rounded.isnan() & expected.isnan())
+    assert agree.all()
+
+
+def peak_of_a_step(optimizer):
+    """The most bytes that torch had allocated during a step, beyond what it had before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        optimizer.step()
+    held = peak = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("options", [{}, {"foreach": False}, {"foreach": True}])
+def test_what_a_step_allocates_is_bounded_whatever_the_size_of_the_tensors(options, strided, dtype):
+    peaks = []
+    for rows in (2**10, 2**12, 2**14):
+        params = [torch.ones(rows, 1024, dtype=dtype) for _ in range(2)]
+        optimizer = LPSGDM(params, **options)
+        for param in params:
+            param.grad = torch.ones(1024, rows, dtype=dtype).t() if strided else torch.ones_like(param)
+            optimizer.state[param]["momentum_buffer"] = torch.zeros_like(param)
+        peaks.append(peak_of_a_step(optimizer))
+    assert max(peaks) <= 8 * 2**20
+    assert peaks[2] <= peaks[1] * 1.1 + 2**16
+    if not options and not strided and functional.why_not_fused(param.device) is None:
+        assert peaks[2] == 0
+    else:
+        assert peaks[2] >= 4 * eager._CPU_BLOCK  # the measurement sees what is there

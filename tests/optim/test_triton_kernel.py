@@ -1,0 +1,73 @@
+"""What triton makes of the kernel for real GPUs; compiling needs none."""
+
+import re
+
+import pytest
+
+SCALARS = ("grad_weight", "rho", "eps", "weight_decay", "sign")
+
+
+@pytest.fixture
+def compile_kernel(load_kernel):
+    kernel = load_kernel(interpret=False)
+    from triton import language as tl
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    def run(capability, param, grad, buffer, lr="fp32"):
+        constants = {
+            "PARAM_DTYPE": getattr(tl, param),
+            "GRAD_DTYPE": getattr(tl, grad),
+            "BUFFER_DTYPE": buffer and getattr(tl, buffer),
+            "LR_IS_TENSOR": lr.startswith("*"),
+            "BLOCK": kernel.BLOCK,
+        }
+        signature = {"table": "*i64", "tensor_of_block": "*i32", "lr": lr, **dict.fromkeys(SCALARS, "fp32")}
+        signature.update(dict.fromkeys(constants, "constexpr"))
+        aligned = {(index,): [["tt.divisibility", 16]] for index in range(2)}
+        source = ASTSource(kernel.lp_step, signature, constants, aligned)
+        compiled = compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": kernel.NUM_WARPS})
+        return compiled.asm["ptx"]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("param", "grad", "buffer", "loads", "stores"),
+    [
+        # Each thread has 8 elements of each tensor, and moves 4 of float32 or 8 of 2 bytes at a time.
+        ("float32", "float32", "float32", 6, 4),
+        ("float32", "float32", None, 4, 2),
+        ("bfloat16", "bfloat16", "bfloat16", 3, 2),
+        ("float16", "float16", "float16", 3, 2),
+        ("bfloat16", "bfloat16", "float32", 4, 3),
+    ],
+)
+@pytest.mark.parametrize("capability", [75, 80, 90])
+def test_whole_blocks_are_read_once_and_written_once_16_bytes_at_a_time(
+    compile_kernel, capability, param, grad, buffer, loads, stores
+):
+    ptx = compile_kernel(capability, param, grad, buffer)
+    assert len(re.findall(r"ld\.global\.v4\.b32", ptx)) == loads
+    assert len(re.findall(r"st\.global\.v4\.b32", ptx)) == stores
+    assert not re.search(r"(ld|st)\.local", ptx)  # no register is spilled
+
+
+def test_bfloat16_is_rounded_to_nearest(compile_kernel):
+    ptx = compile_kernel(90, "bfloat16", "bfloat16", "bfloat16")
+    assert re.search(r"cvt\.rn\.bf16", ptx)
+    assert not re.search(r"cvt\.rz\.bf16", ptx)
+
+
+def test_indices_within_a_tensor_are_of_64_bits(compile_kernel):
+    ptx = compile_kernel(90, "float32", "float32", "float32")
+    # The number of a block is made 64 bits wide before it is multiplied by the elements of a block (shifted by 10), so
+    # that tensors may have more than 2^31 elements.
+    assert re.search(r"shl\.b64\s+%rd\d+, %rd\d+, 1[02]", ptx)
+    assert not re.search(r"shl\.b32\s+%r\d+, %r\d+, 1[02]", ptx)
+
+
+def test_a_learning_rate_on_the_device_is_read_there(compile_kernel):
+    number = compile_kernel(90, "float32", "float32", None)
+    tensor = compile_kernel(90, "float32", "float32", None, lr="*fp32")
+    assert tensor.count("ld.global") == number.count("ld.global") + 1
