@@ -11,16 +11,14 @@ import argparse
 import contextlib
 import io
 import json
-import platform
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from provenance import provenance
 from tqdm.auto import tqdm
 
 HERE = Path(__file__).resolve().parent
@@ -73,17 +71,6 @@ def accuracy(contender: Contender, rate: float, seed: int, epochs: int, override
         return json.loads((Path(folder) / "eval_results.json").read_text())["eval_accuracy"]
 
 
-def provenance() -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
-    packages = ("hf-lpsgd", "torch", "transformers", "accelerate", "datasets", "scikit-learn")
-    return {
-        "command": "python examples/benchmarks/compare_optimizers.py " + " ".join(sys.argv[1:]),
-        "commit": commit,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "device": f"CPU, {platform.processor() or platform.machine()}",
-    }
-
-
 def table(results: list[dict[str, Any]]) -> str:
     lines = ["| optimizer | best learning rate | accuracy, mean | lowest | highest |", "|---|---|---|---|---|"]
     for result in results:
@@ -119,7 +106,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="the first one picks the rates")
     parser.add_argument("--config_overrides", help="changes to the model, as in image_classification.py")
     args = parser.parse_args()
-    origin = provenance()
+    origin = provenance("compare_optimizers.py", ("transformers", "accelerate", "datasets", "scikit-learn"))
     runs = sum(len(contender.rates) + len(args.seeds) - 1 for contender in CONTENDERS)
     results = []
     with tqdm(total=runs, unit="run") as progress:

@@ -12,12 +12,9 @@ import argparse
 import copy
 import io
 import json
-import platform
-import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,6 +23,7 @@ import datasets
 import numpy as np
 import torch
 from PIL import Image
+from provenance import provenance
 from transformers import TrainerCallback
 
 HERE = Path(__file__).resolve().parent
@@ -149,19 +147,6 @@ def measure(flags: list[str], steps: int, warmup: int) -> dict[str, Any]:
     }
 
 
-def provenance() -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
-    packages = ("hf-lpsgd", "torch", "transformers", "accelerate", "datasets", "pillow", "numpy")
-    cuda = torch.cuda.is_available()
-    return {
-        "command": "python examples/benchmarks/data_throughput.py " + " ".join(sys.argv[1:]),
-        "commit": commit,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "device": torch.cuda.get_device_name() if cuda else f"CPU, {platform.processor() or platform.machine()}",
-        "threads": torch.get_num_threads(),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="JSON file for the results")
@@ -169,7 +154,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=10, help="steps before them")
     parser.add_argument("--generated_images", type=int, default=5000, help="how many, with no --dataset_name")
     args, others = parser.parse_known_args()
-    origin = provenance()
+    origin = provenance("data_throughput.py", ("transformers", "accelerate", "datasets", "pillow", "numpy"))
     with tempfile.TemporaryDirectory() as folder:
         flags = list(others)
         if "--dataset_name" not in flags:

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 
 #include <omp.h>
@@ -50,7 +51,8 @@ INLINE int32_t as_bits(float value) {
   return bits;
 }
 
-// x^-rho for x >= 0, in float32 with a relative error below 2e-6, as exp2(-rho * log2(x)).
+// x^-rho for x >= 0 as exp2(-rho * log2(x)), in float32. The relative error is below 2e-6 for x of 1e-8 and more, and
+// below 7e-6 for any x.
 INLINE float power_of(float x, float rho) {
   constexpr float smallest_normal = 1.17549435e-38f;
   x = x < smallest_normal ? smallest_normal : x;
@@ -205,16 +207,30 @@ DEFINE_RANGE_UPDATE(update_avx2, __attribute__((target("avx2,fma"))))
 DEFINE_RANGE_UPDATE(update_avx512, __attribute__((target(AVX512))))
 #endif
 
-RangeUpdate best_range_update() {
+struct Implementation {
+  RangeUpdate update;
+  const char* instructions;
+};
+
+// ATEN_CPU_CAPABILITY limits the choice to "avx2" or "default", as it does that of torch's own kernels.
+Implementation best_implementation() {
 #if defined(__x86_64__)
+  const char* limit = std::getenv("ATEN_CPU_CAPABILITY");
+  const bool only_default = limit != nullptr && std::strcmp(limit, "default") == 0;
+  const bool only_avx2 = limit != nullptr && std::strcmp(limit, "avx2") == 0;
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma")) {
-    return update_avx512;
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return update_avx2;
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx2 && avx512 && !only_avx2 && !only_default) return {update_avx512, "AVX512"};
+  if (avx2 && !only_default) return {update_avx2, "AVX2"};
 #endif
-  return update_baseline;
+  return {update_baseline, "DEFAULT"};
+}
+
+const Implementation& implementation() {
+  static const Implementation best = best_implementation();
+  return best;
 }
 
 // Where in a tensor of `size` elements, the first of which is number `first` of all, a thread's share that begins or
@@ -231,12 +247,15 @@ extern "C" {
 // Changes with the signature below, so that a build of other sources is not called.
 int32_t hf_lpsgd_interface() { return 1; }
 
+// The instruction set in use: AVX512, AVX2 or DEFAULT.
+const char* hf_lpsgd_instructions() { return implementation().instructions; }
+
 // Updates `count` dense tensors in place. `buffers` is null for LPSGD. `dtypes` are those of parameters, gradients and
 // buffers, the same for all tensors. The last argument is the most threads to use.
 void hf_lpsgd_step(int64_t count, void* const* params, const void* const* grads, void* const* buffers,
                    const int64_t* sizes, const int32_t* dtypes, float lr, float decay, float weight, float rho,
                    float eps, int32_t maximize, int32_t most_threads) {
-  static const RangeUpdate update = best_range_update();
+  const RangeUpdate update = implementation().update;
   const Options options{lr, decay, weight, rho, eps, maximize ? -1.0f : 1.0f};
   const Mean mean = buffers == nullptr ? kNoMomentum : weight < 0.5f ? kHeavyMomentum : kLightMomentum;
   int64_t total = 0;

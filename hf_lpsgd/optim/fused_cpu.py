@@ -35,6 +35,7 @@ def _library() -> ctypes.CDLL | str:
         return f"the compiled CPU step of hf_lpsgd cannot be loaded ({error}): {_INSTALL}"
     if interface != _INTERFACE:
         return "the compiled CPU step of hf_lpsgd is that of another version: install hf_lpsgd anew"
+    library.hf_lpsgd_instructions.restype = ctypes.c_char_p
     library.hf_lpsgd_step.restype = None
     library.hf_lpsgd_step.argtypes = (
         [ctypes.c_int64] + [ctypes.c_void_p] * 5 + [ctypes.c_float] * 5 + [ctypes.c_int32] * 2
@@ -46,6 +47,12 @@ def problem(device: torch.device) -> str | None:
     """Why the fused step cannot be used on the CPU here, and what to do; None if it can."""
     library = _library()
     return library if isinstance(library, str) else None
+
+
+def instructions() -> str | None:
+    """The instruction set of this CPU that the fused step uses: AVX512, AVX2 or DEFAULT; None if there is none."""
+    library = _library()
+    return None if isinstance(library, str) else library.hf_lpsgd_instructions().decode()
 
 
 def supports(*dtypes: torch.dtype) -> bool:

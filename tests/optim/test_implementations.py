@@ -1,10 +1,14 @@
 """Which implementation is used, that all of them do the same, and what they leave alone."""
 
 import io
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
+from peak_memory import peak_of
 
 from hf_lpsgd import LPSGD, LPSGDM
 from hf_lpsgd.optim import eager, functional, fused_cpu
@@ -257,6 +261,23 @@ def test_the_cpu_kernel_gives_the_same_bits_however_tensors_are_cut_and_on_any_n
         assert all(torch.equal(a, b) for a, b in zip(whole, other, strict=True))
 
 
+@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
+def test_the_cpu_kernel_is_as_exact_with_each_instruction_set(capability, implement):
+    implement("fused")
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        pytest.skip("this CPU has one instruction set only")
+    tests = "every_step_equals or update_itself or kernel_gives_the_same or kernel_reads"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", f"({tests}) and not triton"]
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+    files = [__file__, str(Path(__file__).with_name("test_step_matches_reference.py"))]
+    show = "from hf_lpsgd.optim import fused_cpu; print(fused_cpu.instructions())"
+    shown = subprocess.run([sys.executable, "-c", show], env=environment, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip().lower() in (capability, torch.backends.cpu.get_cpu_capability().lower())
+    result = subprocess.run([*command, *files], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+    assert " passed" in result.stdout
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_cpu_kernel_reads_and_rounds_every_low_precision_number_as_torch_does(dtype, implement):
     implement("fused")
@@ -279,18 +300,6 @@ def test_the_cpu_kernel_reads_and_rounds_every_low_precision_number_as_torch_doe
     assert agree.all()
 
 
-def peak_of_a_step(optimizer):
-    """The most bytes that torch had allocated during a step, beyond what it had before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        optimizer.step()
-    held = peak = 0
-    for event in profiler.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("strided", [False, True])
 @pytest.mark.parametrize("options", [{}, {"foreach": False}, {"foreach": True}])
@@ -302,7 +311,7 @@ def test_what_a_step_allocates_is_bounded_whatever_the_size_of_the_tensors(optio
         for param in params:
             param.grad = torch.ones(1024, rows, dtype=dtype).t() if strided else torch.ones_like(param)
             optimizer.state[param]["momentum_buffer"] = torch.zeros_like(param)
-        peaks.append(peak_of_a_step(optimizer))
+        peaks.append(peak_of(optimizer.step, param.device))
     assert max(peaks) <= 8 * 2**20
     assert peaks[2] <= peaks[1] * 1.1 + 2**16
     if not options and not strided and functional.why_not_fused(param.device) is None:

@@ -2,6 +2,7 @@ import pytest
 from transformers import TrainingArguments
 
 from hf_lpsgd import LPSGD, LPSGDM
+from hf_lpsgd.optim import functional
 from hf_lpsgd.trainer import OptimArgs, validate_optim_args
 from hf_lpsgd.trainer.optim_args import optimizer_class_and_kwargs
 
@@ -77,7 +78,7 @@ def test_bad_optim_args_stop_the_trainers_constructor_with_one_line(optim, text,
         ({"learning_rate": -0.1}, r"Invalid lr \(--learning_rate\): -0.1"),
         ({"learning_rate": float("nan")}, r"Invalid lr \(--learning_rate\): nan"),
         ({"weight_decay": -0.1}, r"Invalid weight_decay \(--weight_decay\): -0.1"),
-        ({"optim_args": "fused=true"}, "no fused implementation"),
+        ({"optim_args": "fused=true,foreach=true"}, "Only one of them can be True"),
         ({"optim_args": "p_schedule=lr,p_granularity=epoch"}, "knows no epochs"),
         (
             {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps", "eval_steps": 1},
@@ -97,6 +98,12 @@ def test_bad_optim_args_stop_the_trainers_constructor_with_one_line(optim, text,
 def test_bad_training_arguments_stop_the_trainers_constructor_with_one_line(changes, message, make_trainer):
     with pytest.raises(ValueError, match=message):
         make_trainer(**changes)
+
+
+def test_fused_where_it_cannot_be_is_told_by_the_trainers_constructor(make_trainer, monkeypatch):
+    monkeypatch.setattr(functional, "_FUSED", {})
+    with pytest.raises(ValueError, match=r"Invalid fused in optim_args: True\..*none for the device cpu.*fused=None"):
+        make_trainer(optim_args="fused=true")
 
 
 def test_other_optimizers_are_none_of_its_business(tmp_path):
