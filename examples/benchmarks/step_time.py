@@ -3,9 +3,9 @@
     python examples/benchmarks/step_time.py --output_dir examples/benchmarks/results/step_time_cpu
 
 Every optimizer updates the same tensors, and those of one kind share their state. All take turns, step by step, so
-that what else the machine does meets all alike; medians are compared. On a GPU the host runs ahead of the device, as it
-does in training, and the time is the device's; the host's is told beside it. Writes results.json (with every time, the
-command, the commit, the versions and the device), results.md and results.png.
+that what else the machine does meets all alike; medians are compared. On a GPU the host runs ahead of the device, as
+it does in training, and the time is the device's; the host's is told beside it. Writes results.json (with every time,
+the command, the commit, the versions and the device), results.md and results.png.
 
 Then it measures a whole step of the Trainer with lpsgdm and with sgd (see trainer_step.py).
 """

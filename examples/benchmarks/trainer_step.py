@@ -35,7 +35,8 @@ MODELS: dict[str, tuple[dict[str, Any], int, float]] = {
         0.2,
     ),
 }
-_WARMUP = 5
+WARMUP_STEPS = 5
+IMPORTS = 5
 
 
 class TakeTurns(TrainerCallback):
@@ -81,7 +82,7 @@ def compare(model: str, steps: int, device: torch.device) -> dict[str, Any]:
     options, batch_size, share = MODELS[model]
     config = ViTConfig(**options)
     image_kind = (options["num_channels"], options["image_size"], options["num_labels"])
-    count = max(round(steps * share), 1) + _WARMUP
+    count = max(round(steps * share), 1) + WARMUP_STEPS
     turns = [threading.Semaphore(int(index == 0)) for index in range(len(OPTIMIZERS))]
     callbacks: dict[str, TakeTurns] = {}
     failures: list[BaseException] = []
@@ -118,7 +119,7 @@ def compare(model: str, steps: int, device: torch.device) -> dict[str, Any]:
             thread.join()
     if failures:
         raise failures[0]
-    seconds = {name: callback.seconds[_WARMUP:] for name, callback in callbacks.items()}
+    seconds = {name: callback.seconds[WARMUP_STEPS:] for name, callback in callbacks.items()}
     parameters = ViTForImageClassification(config).num_parameters()
     return {
         "parameters": parameters,
@@ -139,12 +140,12 @@ def _run(trainer: Trainer, turns: list[threading.Semaphore], failures: list[Base
             turn.release(10**6)
 
 
-def import_seconds(repeats: int = 5) -> dict[str, float]:
+def import_seconds() -> dict[str, float]:
     """Medians of what two imports take in processes of their own, taking turns."""
     statements = {"transformers.training_args": "import transformers.training_args", "hf_lpsgd": "import hf_lpsgd"}
     code = "import time; begun = time.perf_counter(); {}; print(time.perf_counter() - begun)"
     seconds: dict[str, list[float]] = {name: [] for name in statements}
-    for _ in range(repeats):
+    for _ in range(IMPORTS):
         for name, statement in statements.items():
             # hf_lpsgd is timed on top of the other, since importing it imports that too.
             statement = statement if name != "hf_lpsgd" else f"{statements['transformers.training_args']}; {statement}"

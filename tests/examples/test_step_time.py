@@ -8,6 +8,7 @@ import parameter_shapes
 import pytest
 import step_time
 import torch
+import trainer_step
 from parameter_shapes import SHAPES
 from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
 
@@ -27,12 +28,10 @@ def run(monkeypatch, folder, *flags):
 
 @pytest.fixture
 def small_shapes(monkeypatch):
-    shapes = {
-        "resnet50": lambda: [(300, 700), (5,)],
-        "vit_b_16": lambda: [(64, 9)],
-        "llm_1b": lambda: [(10**6, 10**6)],
-    }
-    monkeypatch.setattr(step_time, "SHAPES", shapes)
+    shapes = {"resnet50": [(300, 700), (5,)], "vit_b_16": [(64, 9)], "llm_1b": [(10**6, 10**6)]}
+    monkeypatch.setattr(step_time, "SHAPES", {name: lambda these=these: these for name, these in shapes.items()})
+    monkeypatch.setattr(trainer_step, "IMPORTS", 1)
+    monkeypatch.setattr(trainer_step, "MODELS", {"tiny": trainer_step.MODELS["the digits' ViT"]})
 
 
 def test_every_optimizer_is_timed_beside_a_copy_and_what_does_not_fit_is_left_out(

@@ -261,18 +261,18 @@ def test_the_cpu_kernel_gives_the_same_bits_however_tensors_are_cut_and_on_any_n
         assert all(torch.equal(a, b) for a, b in zip(whole, other, strict=True))
 
 
-@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
-def test_the_cpu_kernel_is_as_exact_with_each_instruction_set(capability, implement):
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_the_cpu_kernel_is_as_exact_with_the_lesser_instruction_sets(capability, implement):
     implement("fused")
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         pytest.skip("this CPU has one instruction set only")
-    tests = "every_step_equals or update_itself or kernel_gives_the_same or kernel_reads"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", f"({tests}) and not triton"]
+    tests = "(every_step_equals or update_itself) and fused or kernel_gives_the_same or kernel_reads"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", tests]
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
     files = [__file__, str(Path(__file__).with_name("test_step_matches_reference.py"))]
     show = "from hf_lpsgd.optim import fused_cpu; print(fused_cpu.instructions())"
     shown = subprocess.run([sys.executable, "-c", show], env=environment, capture_output=True, text=True, check=True)
-    assert shown.stdout.strip().lower() in (capability, torch.backends.cpu.get_cpu_capability().lower())
+    assert shown.stdout.strip().lower() == capability
     result = subprocess.run([*command, *files], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
     assert " passed" in result.stdout
