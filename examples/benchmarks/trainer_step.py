@@ -36,6 +36,7 @@ MODELS: dict[str, tuple[dict[str, Any], int, float]] = {
     ),
 }
 WARMUP_STEPS = 5
+RUNS = 6
 IMPORTS = 5
 
 
@@ -79,23 +80,46 @@ class Noise(torch.utils.data.Dataset):
 
 
 def compare(model: str, steps: int, device: torch.device) -> dict[str, Any]:
+    """Steps of the Trainer with each optimizer, in several runs, in each of which another one begins."""
     options, batch_size, share = MODELS[model]
-    config = ViTConfig(**options)
-    image_kind = (options["num_channels"], options["image_size"], options["num_labels"])
-    count = max(round(steps * share), 1) + WARMUP_STEPS
-    turns = [threading.Semaphore(int(index == 0)) for index in range(len(OPTIMIZERS))]
+    count = max(round(steps * share / RUNS), 2)
+    names = list(OPTIMIZERS)
+    runs = []
+    with tqdm(total=(count + WARMUP_STEPS) * len(names) * RUNS, desc=model) as progress:
+        for run in range(RUNS):
+            first = run % len(names)
+            runs.append(take_turns(model, count, device, names[first:] + names[:first], progress))
+    # Steps of one round lie close together in time: their ratio is free of what changes slowly.
+    ratios = [[a / b for a, b in zip(run["lpsgdm"], run["sgd"], strict=True)] for run in runs]
+    return {
+        "parameters": ViTForImageClassification(ViTConfig(**options)).num_parameters(),
+        "batch_size": batch_size,
+        "median_seconds": {name: median(value for run in runs for value in run[name]) for name in names},
+        "lpsgdm_over_sgd": median(ratio for run in ratios for ratio in run),
+        "lpsgdm_over_sgd_in_each_run": [median(run) for run in ratios],
+        "seconds": runs,
+    }
+
+
+def take_turns(
+    model: str, count: int, device: torch.device, names: list[str], progress: Any
+) -> dict[str, list[float]]:
+    """Seconds of `count` steps of each of the optimizers `names`, which step in this order."""
+    options, batch_size, _ = MODELS[model]
+    steps = count + WARMUP_STEPS
+    turns = [threading.Semaphore(int(index == 0)) for index in range(len(names))]
     callbacks: dict[str, TakeTurns] = {}
     failures: list[BaseException] = []
     threads = []
-    with tempfile.TemporaryDirectory() as folder, tqdm(total=count * len(OPTIMIZERS), desc=model) as progress:
-        for index, (name, optim_args) in enumerate(OPTIMIZERS.items()):
+    with tempfile.TemporaryDirectory() as folder:
+        for index, name in enumerate(names):
             callbacks[name] = TakeTurns(turns[index], turns[(index + 1) % len(turns)], progress)
             args = TrainingArguments(
                 f"{folder}/{name}",
                 optim=name,
-                optim_args=optim_args,
+                optim_args=OPTIMIZERS[name],
                 learning_rate=1e-4,
-                max_steps=count,
+                max_steps=steps,
                 per_device_train_batch_size=batch_size,
                 logging_steps=10,
                 save_strategy="no",
@@ -106,9 +130,11 @@ def compare(model: str, steps: int, device: torch.device) -> dict[str, Any]:
             )
             torch.manual_seed(0)
             trainer = Trainer(
-                ViTForImageClassification(config),
+                ViTForImageClassification(ViTConfig(**options)),
                 args,
-                train_dataset=Noise(*image_kind, count * batch_size),
+                train_dataset=Noise(
+                    options["num_channels"], options["image_size"], options["num_labels"], steps * batch_size
+                ),
                 callbacks=[callbacks[name]],
             )
             trainer.remove_callback(PrinterCallback)
@@ -119,16 +145,7 @@ def compare(model: str, steps: int, device: torch.device) -> dict[str, Any]:
             thread.join()
     if failures:
         raise failures[0]
-    seconds = {name: callback.seconds[WARMUP_STEPS:] for name, callback in callbacks.items()}
-    parameters = ViTForImageClassification(config).num_parameters()
-    return {
-        "parameters": parameters,
-        "batch_size": batch_size,
-        "median_seconds": {name: median(values) for name, values in seconds.items()},
-        # Steps of one round lie close together in time: their ratio is free of what changes slowly.
-        "lpsgdm_over_sgd": median(a / b for a, b in zip(seconds["lpsgdm"], seconds["sgd"], strict=True)),
-        "seconds": seconds,
-    }
+    return {name: callback.seconds[WARMUP_STEPS:] for name, callback in callbacks.items()}
 
 
 def _run(trainer: Trainer, turns: list[threading.Semaphore], failures: list[BaseException]) -> None:
@@ -140,18 +157,14 @@ def _run(trainer: Trainer, turns: list[threading.Semaphore], failures: list[Base
             turn.release(10**6)
 
 
-def import_seconds() -> dict[str, float]:
-    """Medians of what two imports take in processes of their own, taking turns."""
-    statements = {"transformers.training_args": "import transformers.training_args", "hf_lpsgd": "import hf_lpsgd"}
-    code = "import time; begun = time.perf_counter(); {}; print(time.perf_counter() - begun)"
-    seconds: dict[str, list[float]] = {name: [] for name in statements}
-    for _ in range(IMPORTS):
-        for name, statement in statements.items():
-            # hf_lpsgd is timed on top of the other, since importing it imports that too.
-            statement = statement if name != "hf_lpsgd" else f"{statements['transformers.training_args']}; {statement}"
-            shown = subprocess.run([sys.executable, "-c", code.format(statement)], capture_output=True, check=True)
-            seconds[name].append(float(shown.stdout.split()[-1]))
-    return {name: median(values) for name, values in seconds.items()}
+def import_seconds() -> float:
+    """What `import hf_lpsgd` takes after `import transformers.training_args`, which it needs; a median of processes."""
+    code = (
+        "import time, transformers.training_args; begun = time.perf_counter(); "
+        "import hf_lpsgd; print(time.perf_counter() - begun)"
+    )
+    shown = [subprocess.run([sys.executable, "-c", code], capture_output=True, check=True) for _ in range(IMPORTS)]
+    return median(float(process.stdout.split()[-1]) for process in shown)
 
 
 def measure(steps: int, device: torch.device) -> dict[str, Any]:
@@ -166,8 +179,12 @@ def table(results: dict[str, Any]) -> str:
     lines.append("|---|---|" + "---|" * (len(names) + 1))
     for model, result in results["models"].items():
         times = " | ".join(f"{result['median_seconds'][name] * 1e3:.2f}" for name in names)
-        lines.append(f"| {model} | {result['parameters']:,} | {times} | {result['lpsgdm_over_sgd']:.3f} |")
-    seconds = results["import_seconds"]
-    more = seconds["hf_lpsgd"] - seconds["transformers.training_args"]
-    lines += ["", f"`import hf_lpsgd` takes {more:.3f} s more than `import transformers.training_args`.", ""]
+        runs = result["lpsgdm_over_sgd_in_each_run"]
+        ratio = f"{result['lpsgdm_over_sgd']:.3f} ({min(runs):.3f} to {max(runs):.3f} in {len(runs)} runs)"
+        lines.append(f"| {model} | {result['parameters']:,} | {times} | {ratio} |")
+    lines += [
+        "",
+        f"`import hf_lpsgd` after `import transformers.training_args`: {results['import_seconds']:.3f} s",
+        "",
+    ]
     return "\n".join(lines)
