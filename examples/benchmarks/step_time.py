@@ -261,7 +261,7 @@ def main() -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     settings = {"dtype": args.dtype, "repeats": args.repeats, "benchmarked_on": str(device)}
     output = {**origin, **settings, "results": results}
-    text = f"{origin['device']}, {args.dtype}\n\n{table(results)}"
+    text = f"{origin['device']}, {args.dtype}\n\n{table(results)}\n"
     if args.trainer_steps:
         import trainer_step
 

@@ -158,7 +158,7 @@ def _run(trainer: Trainer, turns: list[threading.Semaphore], failures: list[Base
 
 
 def import_seconds() -> float:
-    """What `import hf_lpsgd` takes after `import transformers.training_args`, which it needs; a median of processes."""
+    """What `import hf_lpsgd` takes after `import transformers.training_args`: the median of several processes."""
     code = (
         "import time, transformers.training_args; begun = time.perf_counter(); "
         "import hf_lpsgd; print(time.perf_counter() - begun)"
