@@ -129,7 +129,7 @@ def _update(trios: list[Trio], scalars: Scalars, foreach: bool | None, fused: bo
         rest = [local(trio) for trio in of_kind]
         if fused or (fused is None and foreach is None and _is_fused_by_default(device)):
             kernel = _FUSED[device.type]
-            if kernel.supports(*(dtype for dtype in dtypes if dtype is not None)):
+            if kernel.supports(device, *dtypes):
                 fitting: list[Trio] = []
                 others: list[Trio] = []
                 for trio in rest:

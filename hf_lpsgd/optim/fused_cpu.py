@@ -55,9 +55,9 @@ def instructions() -> str | None:
     return None if isinstance(library, str) else library.hf_lpsgd_instructions().decode()
 
 
-def supports(*dtypes: torch.dtype) -> bool:
-    """Whether a parameter, gradient and momentum buffer of these dtypes can be updated."""
-    return all(dtype in _DTYPES for dtype in dtypes)
+def supports(device: torch.device, *dtypes: torch.dtype | None) -> bool:
+    """Whether a parameter, gradient and momentum buffer (or None) of these dtypes can be updated."""
+    return all(dtype is None or dtype in _DTYPES for dtype in dtypes)
 
 
 def step(trios: list[Trio], scalars: Scalars) -> None:

@@ -46,9 +46,15 @@ def warn_of(reason: str) -> None:
     warnings.warn(f"hf_lpsgd updates with the slower foreach implementation: {reason}", stacklevel=2)
 
 
-def supports(*dtypes: torch.dtype) -> bool:
-    """Whether a parameter, gradient and momentum buffer of these dtypes can be updated."""
-    return all(dtype in _DTYPES for dtype in dtypes)
+@cache
+def supports(device: torch.device, *dtypes: torch.dtype | None) -> bool:
+    """Whether a parameter, gradient and momentum buffer (or None) of these dtypes can be updated on this device."""
+    if any(dtype not in (None, *_DTYPES) for dtype in dtypes):
+        return False
+    is_nvidia = device.type == "cuda" and torch.version.hip is None
+    if torch.bfloat16 in dtypes and is_nvidia:  # older versions of triton cannot compile it for older GPUs
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return True
 
 
 def step(trios: list[Trio], scalars: Scalars) -> None:

@@ -25,7 +25,9 @@ from hf_lpsgd.schedules import tie_p_schedule
 
 STEPS, HALF, P_MAX, BATCH, LENGTH, TOKENS = 8, 3, 20.0, 12, 5, 11
 OPTIMIZERS = {"lpsgd": LPSGD, "lpsgdm": LPSGDM}
-CASES = list(itertools.product(OPTIMIZERS, (False, True), (torch.float32, torch.float64)))
+# The default is the fused one, where hf_lpsgd was installed with it.
+IMPLEMENTATIONS = {"single": {"foreach": False}, "foreach": {"foreach": True}, "default": {}}
+CASES = list(itertools.product(OPTIMIZERS, IMPLEMENTATIONS, (torch.float32, torch.float64)))
 RESUMED = [case for case in CASES if case[2] is torch.float32]
 
 
@@ -68,7 +70,7 @@ class TinyTransformer(nn.Module):
 class Run:
     """A model, its optimizer with p tied to an LR scheduler, and the steps made so far."""
 
-    def __init__(self, name, foreach, dtype, *, sharded, seed=0, mesh=None):
+    def __init__(self, name, implementation, dtype, *, sharded, seed=0, mesh=None):
         torch.manual_seed(seed)
         self.model = TinyTransformer().to(dtype)
         if sharded:
@@ -77,7 +79,7 @@ class Run:
             fully_shard(self.model, mesh=mesh)
         lr = 2e-3
         self.optimizer = OPTIMIZERS[name](
-            self.model.parameters(), lr=lr, p_max=P_MAX, weight_decay=0.1, foreach=foreach
+            self.model.parameters(), lr=lr, p_max=P_MAX, weight_decay=0.1, **IMPLEMENTATIONS[implementation]
         )
         self.scheduler = torch.optim.lr_scheduler.LinearLR(self.optimizer, 1.0, 0.1, STEPS)
         tie_p_schedule(self.optimizer, self.scheduler, "cosine", num_training_steps=STEPS)
@@ -149,8 +151,8 @@ def placements_of(tensor):
     return str(tensor.placements) if isinstance(tensor, DTensor) else None
 
 
-def case_name(name, foreach, dtype):
-    return f"{name}-{'foreach' if foreach else 'single'}-{str(dtype).removeprefix('torch.')}"
+def case_name(name, implementation, dtype):
+    return f"{name}-{implementation}-{str(dtype).removeprefix('torch.')}"
 
 
 def checkpoint_of(folder, case):
