@@ -22,7 +22,7 @@ _FUSED: dict[str, ModuleType] = {"cpu": fused_cpu, "cuda": fused_cuda}
 
 def rescaling_exponent(p: float) -> float:
     """The exponent of the rescaling for the norm order `p`, (p - 2) / (p - 1), in [0, 1)."""
-    return (p - 2.0) / (p - 1.0)
+    return float((p - 2.0) / (p - 1.0))
 
 
 @torch.no_grad()
@@ -149,10 +149,15 @@ def _update(trios: list[Trio], scalars: Scalars, foreach: bool | None, fused: bo
 def _fits_kernel(trio: Trio) -> bool:
     """Whether a kernel that is given bare addresses can update it: plain tensors, laid out alike in memory."""
     param, grad, _ = trio
-    device, size = param.device, param.numel()
-    for tensor in trio:
-        if tensor is not None and (type(tensor) not in PLAIN or tensor.device != device or tensor.numel() != size):
-            return False
+    device, shape = param.device, param.shape
+    try:
+        for tensor in trio:
+            if tensor is None:
+                continue
+            if type(tensor) not in PLAIN or tensor.device != device or tensor.shape != shape or not tensor.data_ptr():
+                return False
+    except RuntimeError:  # of data_ptr, of the tensors that torch.func maps and transforms
+        return False
     return share_memory_order(trio) and not grad.is_neg()
 
 

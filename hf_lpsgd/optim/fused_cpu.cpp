@@ -81,7 +81,8 @@ INLINE float power_of(float x, float rho) {
   exp2 = exp2 * fraction + 0.24022234976291656f;
   exp2 = exp2 * fraction + 0.6931472420692444f;
   exp2 = exp2 * fraction + 1.0f;
-  return as_float(as_bits(exp2) + static_cast<int32_t>(static_cast<uint32_t>(as_bits(shifted)) << 23));
+  const float scale = as_float(as_bits(exp2) + static_cast<int32_t>(static_cast<uint32_t>(as_bits(shifted)) << 23));
+  return x > 3.402823466e+38f ? 0.0f : scale;
 }
 
 // `size` is a multiple of kLanes.
@@ -104,10 +105,13 @@ INLINE void update(float* __restrict param, const float* __restrict grad, float*
 }
 
 INLINE float from_float16(uint16_t half) {
-  const int32_t magnitude = (half & 0x7fff) << 13;
-  const int32_t scaled = as_bits(as_float(magnitude) * 0x1p112f);
-  const int32_t special = magnitude >= 0x0f800000 ? 0x7f800000 : 0;  // infinities and NaN
-  return as_float(scaled | special | ((half & 0x8000) << 16));
+  const int32_t magnitude = half & 0x7fff;
+  const int32_t normal = (magnitude << 13) + (112 << 23);
+  // Not by a float that is subnormal itself, which some threads may be told to take for zero.
+  const int32_t subnormal = as_bits(static_cast<float>(magnitude) * 0x1p-24f);
+  const int32_t finite = magnitude < 0x0400 ? subnormal : normal;
+  const int32_t special = magnitude >= 0x7c00 ? 0x7f800000 : 0;  // infinities and NaN
+  return as_float(finite | special | ((half & 0x8000) << 16));
 }
 
 INLINE uint16_t to_float16(float value) {

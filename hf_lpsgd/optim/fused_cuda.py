@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from contextlib import nullcontext
 from functools import cache
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -123,6 +124,8 @@ class _Upload:
         self.stream = torch.cuda.current_stream(device)
         self.tensor = self.pinned.to(device, non_blocking=True)
         self.copied = self.stream.record_event()
+        # A captured copy is only made when the graph is replayed.
+        self.usable_later = not torch.cuda.is_current_stream_capturing()
 
     def read_on(self, stream: torch.cuda.Stream, capturing: bool) -> Tensor:
         # Before a capture everything is synchronized, and within it there is no waiting for an event of before.
@@ -132,6 +135,7 @@ class _Upload:
         return self.tensor
 
 
+_lock = Lock()
 _uploads: OrderedDict[Hashable, _Upload] = OrderedDict()
 # What captured CUDA graphs read when they are replayed, and so must never go.
 _kept_for_graphs: list[_Upload] = []
@@ -142,15 +146,12 @@ def _on_device(key: Hashable, build: Callable[[], Tensor], device: torch.device)
     if device.type != "cuda":
         return build()
     capturing = torch.cuda.is_current_stream_capturing()
-    upload = _uploads.get(key)
-    if upload is None:
-        upload = _Upload(build(), device)
-        if not capturing:  # a captured copy is only made when the graph is replayed
+    with _lock:
+        upload = _uploads.pop(key, None) or _Upload(build(), device)
+        if upload.usable_later:
             _uploads[key] = upload
             if len(_uploads) > _MOST_TABLES:
                 _uploads.popitem(last=False)
-    else:
-        _uploads.move_to_end(key)
-    if capturing:
-        _kept_for_graphs.append(upload)
+        if capturing:
+            _kept_for_graphs.append(upload)
     return upload.read_on(torch.cuda.current_stream(device), capturing)

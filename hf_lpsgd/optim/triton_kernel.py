@@ -122,5 +122,6 @@ def _update(
     log2 = log2 * z - 0.7213758826255798
     log2 = log2 * z + 1.442699670791626
     scale = tl.exp2(-rho * exponent.to(tl.float32) - rho * (log2 * z))
+    scale = tl.where((magnitude > 3.4028234663852886e38) & (rho > 0.0), 0.0, scale)
     param = (1.0 - lr * weight_decay) * param - (lr * mean) * scale
     tl.store(params + offsets, param.to(params.dtype.element_ty), mask=mask)
