@@ -16,13 +16,15 @@ import torch
 HERE = Path(__file__).resolve().parent
 
 
-def provenance(script: str, packages: Iterable[str]) -> dict[str, Any]:
+def provenance(script: str, packages: Iterable[str], device: torch.device | None = None) -> dict[str, Any]:
     """The command, the commit, the versions, the device and the number of threads of this run.
 
     Args:
         script: name of the script in this folder; its arguments are those of this process.
         packages: names of the installed packages whose versions matter, besides python, torch and hf-lpsgd.
+        device: what was measured. Default: a GPU, where there is one.
     """
+    on_gpu = torch.cuda.is_available() if device is None else device.type == "cuda"
     status = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "command": shlex.join(["python", f"examples/benchmarks/{script}", *sys.argv[1:]]),
@@ -31,7 +33,7 @@ def provenance(script: str, packages: Iterable[str]) -> dict[str, Any]:
             "python": platform.python_version(),
             **{name: found for name in ("hf-lpsgd", "torch", *packages) if (found := _version(name))},
         },
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
+        "device": torch.cuda.get_device_name(device) if on_gpu else cpu_name(),
         "threads": torch.get_num_threads(),
     }
 

@@ -78,6 +78,22 @@ def test_the_table_tells_ratios_of_medians(small_shapes, tmp_path, monkeypatch):
     assert "trainer" not in output
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--repeats", "0"], "--repeats must be at least 1"),
+        (["--trainer_steps", "-1"], "--trainer_steps at least 0"),
+        (["--output_dir", __file__], "File exists; name a folder"),
+    ],
+)
+def test_wrong_flags_are_told_before_anything_is_measured(flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(step_time, "measure", None)
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, tmp_path, *flags)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
 def test_optimizers_of_a_kind_share_their_state_and_all_their_parameters():
     parameters = step_time.make_parameters([(5, 3), ()], torch.device("cpu"), torch.float32)
     first, second = (torch.optim.AdamW(parameters, foreach=True) for _ in range(2))
