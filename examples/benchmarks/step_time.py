@@ -4,8 +4,9 @@
 
 Every optimizer updates the same tensors, and those of one kind share their state. All take turns, step by step, so
 that what else the machine does meets all alike; medians are compared. On a GPU the host runs ahead of the device, as
-it does in training, and the time is the device's; the host's is told beside it. Writes results.json (with every time,
-the command, the commit, the versions and the device), results.md and results.png.
+it does in training, and the time is the device's; the host's is told beside it, for gradients whose addresses stay.
+Writes results.json (with every time, the command, the commit, the versions and the device), results.md and
+results.png.
 
 Then it measures a whole step of the Trainer with lpsgdm and with sgd (see trainer_step.py).
 """
@@ -41,8 +42,8 @@ YARDSTICKS = ("SGD, momentum, fused", "AdamW, fused", "AdamW, foreach")
 # A rate that changes nothing that is not rounded away soon, so that no value runs off in thousands of steps.
 RATE = 1e-7
 MOST_COPIED_AT_ONCE = 2**29
-# Two seconds of the GPU's clock, more or less: so far ahead the host gets before a step is timed.
-GPU_HEAD_START_CYCLES = 20_000_000
+# About 50 ms of the GPU's clock: so far ahead the host gets before a step is timed.
+GPU_HEAD_START_CYCLES = 100_000_000
 
 Parameters = list[torch.nn.Parameter]
 
@@ -130,11 +131,13 @@ def timed(step: Callable[[], object], device: torch.device) -> tuple[float, floa
         return seconds, seconds
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize(device)
-    torch.cuda._sleep(GPU_HEAD_START_CYCLES)
-    start.record()
     begun = time.perf_counter()
     step()
     host = time.perf_counter() - begun
+    torch.cuda.synchronize(device)
+    torch.cuda._sleep(GPU_HEAD_START_CYCLES)
+    start.record()
+    step()
     end.record()
     torch.cuda.synchronize(device)
     return start.elapsed_time(end) / 1e3, host
@@ -283,6 +286,8 @@ def main() -> None:
     results = {}
     for name in args.shapes:
         shapes = SHAPES[name]()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
         needed, free = needed_bytes(shapes, device, dtype), free_bytes(device)
         if needed > free:
             print(f"{name}: left out, since it takes about {needed / 1e9:.0f} GB and {free / 1e9:.0f} GB are free")

@@ -128,8 +128,8 @@ def _update(trios: list[Trio], scalars: Scalars, foreach: bool | None, fused: bo
     for (device, *dtypes), of_kind in by_kind.items():
         rest = [local(trio) for trio in of_kind]
         if fused or (fused is None and foreach is None and _is_fused_by_default(device)):
-            kernel = _FUSED[device.type]
-            if kernel.supports(device, *dtypes):
+            kernel = _FUSED.get(device.type)
+            if kernel is not None and kernel.supports(device, *dtypes):
                 fitting: list[Trio] = []
                 others: list[Trio] = []
                 for trio in rest:
@@ -148,17 +148,19 @@ def _update(trios: list[Trio], scalars: Scalars, foreach: bool | None, fused: bo
 
 def _fits_kernel(trio: Trio) -> bool:
     """Whether a kernel that is given bare addresses can update it: plain tensors, laid out alike in memory."""
-    param, grad, _ = trio
+    param = trio[0]
     device, shape = param.device, param.shape
     try:
         for tensor in trio:
             if tensor is None:
                 continue
-            if type(tensor) not in PLAIN or tensor.device != device or tensor.shape != shape or not tensor.data_ptr():
+            if type(tensor) not in PLAIN or tensor.device != device or tensor.shape != shape:
+                return False
+            if tensor.is_neg() or not tensor.data_ptr():
                 return False
     except RuntimeError:  # of data_ptr, of the tensors that torch.func maps and transforms
         return False
-    return share_memory_order(trio) and not grad.is_neg()
+    return share_memory_order(trio)
 
 
 def _is_fused_by_default(device: torch.device) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -19,6 +20,19 @@ _INSTALL = (
     "install a C++ compiler with OpenMP (Debian, Ubuntu: apt install g++) and then hf_lpsgd anew "
     "(pip install --force-reinstall --no-deps)"
 )
+
+
+# In a forked child OpenMP waits for the parent's threads for ever.
+_is_forked = False
+
+
+def _note_fork() -> None:
+    global _is_forked
+    _is_forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 @cache
@@ -88,5 +102,5 @@ def step(trios: list[Trio], scalars: Scalars) -> None:
         rho,
         eps,
         maximize,
-        torch.get_num_threads(),
+        1 if _is_forked else torch.get_num_threads(),
     )

@@ -105,9 +105,9 @@ def validate_optim_args(args: TrainingArguments) -> OptimArgs | None:
     check_number("lr", args.learning_rate, " (--learning_rate)")
     check_number("weight_decay", args.weight_decay, " (--weight_decay)")
     check_granularity(parsed.p_schedule, parsed.p_granularity)
+    OPTIMIZERS[optim]([torch.zeros(1, device="meta")], **parsed.optimizer_kwargs)
     if parsed.optimizer_kwargs.get("fused"):
         check_fused(args.device, " in optim_args")
-    OPTIMIZERS[optim]([torch.zeros(1, device="meta")], **parsed.optimizer_kwargs)
     lr_scheduler = name_of(args.lr_scheduler_type)
     check_scheduler_counts_steps(
         _COUNT_EVALUATIONS.get(lr_scheduler, lr_scheduler), parsed.p_schedule, lr_scheduler in _COUNT_EVALUATIONS

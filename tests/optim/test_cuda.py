@@ -17,7 +17,7 @@ BOTH = pytest.mark.parametrize("cls", [LPSGD, LPSGDM])
 
 
 def randn(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(*shape, device="cuda", generator=torch.Generator("cuda").manual_seed(seed)).to(dtype)
+    return torch.randn(shape, device="cuda", generator=torch.Generator("cuda").manual_seed(seed)).to(dtype)
 
 
 @pytest.fixture
@@ -45,7 +45,13 @@ def test_fused_can_be_used_and_is_the_default(launches):
 
 
 def test_every_step_equals_the_reference_while_p_falls_to_2():
-    params = [randn(*shape, seed=1).requires_grad_() for shape in ((3000,), (37,), (), (0, 2), (1024, 65), (5, 7))]
+    params = [
+        randn(*shape, seed=1) for shape in ((3000,), (37,), (), (0, 2), (1024, 65), (5, 7), (4001,), (3, 8, 9, 9))
+    ]
+    params[-2] = params[-2][1:]  # its address is no multiple of 16
+    params[-1] = params[-1].to(memory_format=torch.channels_last)
+    for param in params:
+        param.requires_grad_()
     optimizer = LPSGDM(params, lr=1e-2, weight_decay=0.1, fused=True)
     (group,) = optimizer.param_groups
     for step in range(200):
@@ -147,6 +153,47 @@ def test_a_captured_graph_repeats_the_step_and_reads_a_learning_rate_on_the_devi
         twin.step()
     for param, other in zip(params, twins, strict=True):
         torch.testing.assert_close(param, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_graph_whose_gradients_are_made_in_the_capture_repeats_the_step():
+    param = randn(3000).requires_grad_()
+    twin = param.detach().clone().requires_grad_()
+    optimizer, other = LPSGDM([param], lr=0.1), LPSGDM([twin], lr=0.1, foreach=True)
+
+    def train(parameter, its_optimizer):
+        its_optimizer.zero_grad()
+        (parameter**2).sum().backward()
+        its_optimizer.step()
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        train(param, optimizer)
+    torch.cuda.current_stream().wait_stream(stream)
+    optimizer.zero_grad()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        train(param, optimizer)
+    for _ in range(3):
+        graph.replay()
+    for _ in range(4):
+        train(twin, other)
+    torch.testing.assert_close(param, twin, rtol=1e-5, atol=1e-6)
+
+
+def test_tables_are_read_on_other_streams_and_with_another_default_device():
+    params = [randn(5000).requires_grad_()]
+    params[0].grad = torch.ones_like(params[0])
+    optimizer, before = LPSGD(params, lr=0.1, p_max=2, fused=True), params[0].detach().clone()
+    torch.cuda.synchronize()
+    with torch.device("cuda"):
+        optimizer.step()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        optimizer.step()
+    torch.cuda.synchronize()
+    torch.testing.assert_close(params[0].detach(), before - 0.2)
 
 
 def test_more_elements_than_32_bits_can_count():

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peak_memory import peak_of
@@ -134,6 +135,49 @@ def test_the_fused_kernel_is_not_used_where_another_is_asked_for(cls, options, k
     assert not torch.equal(param, torch.ones(5))
 
 
+def test_fused_parameters_on_the_meta_device_make_a_step_of_no_effect():
+    param = torch.ones(3, device="meta", requires_grad=True)
+    optimizer = LPSGDM([param], fused=True)
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    assert optimizer.state[param]["momentum_buffer"].is_meta
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("lr", [np.float32(0.1), np.array(0.1), torch.tensor(0.1, dtype=torch.float64)])
+def test_numbers_of_other_kinds_that_a_scheduler_may_set_step_as_floats_do(lr, implementation, implement):
+    param = torch.ones(3, requires_grad=True)
+    optimizer = LPSGDM([param], p_max=2, momentum=0, **implement(implementation))
+    optimizer.param_groups[0].update(lr=lr, momentum=0, weight_decay=1, p=np.float64(2.0))
+    param.grad = torch.ones(3)
+    optimizer.step()
+    torch.testing.assert_close(param.detach(), torch.full((3,), 0.8))
+
+
+def test_a_forked_child_of_a_process_that_has_stepped_can_step(implement):
+    implement("fused")
+    code = """
+import multiprocessing, torch
+from hf_lpsgd import LPSGDM
+
+def train():
+    params = [torch.nn.Parameter(torch.ones(1000)) for _ in range(200)]
+    for param in params:
+        param.grad = torch.ones(1000)
+    LPSGDM(params, fused=True).step()
+
+torch.set_num_threads(2)
+train()
+child = multiprocessing.get_context("fork").Process(target=train)
+child.start()
+child.join(60)
+print(child.exitcode)
+child.kill()
+"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert shown.stdout.strip() == "0", shown.stderr
+
+
 def test_one_call_of_the_kernel_updates_all_tensors_of_a_kind(implement, kernel_calls):
     params = make_params()
     optimizer = LPSGDM(params, **implement("fused"))
@@ -212,6 +256,10 @@ def test_a_backward_through_parameters_that_a_step_changed_fails_as_with_torchs_
     optimizer.step()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+    buffer = optimizer.state[param]["momentum_buffer"]
+    version = buffer._version
+    optimizer.step()
+    assert buffer._version > version
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -245,13 +293,14 @@ def test_gradients_without_memory_of_their_own_are_updated_by_torchs_operations(
     functional.lpsgd([param], [torch._efficientzerotensor(3)], **options)
     torch.testing.assert_close(param, torch.full((3,), 0.95))
 
-    if implementation == "foreach":
-        return  # which torch itself does not map
-
     def step(param, grad):
         functional.lpsgd([param], [grad], **options)
         return param
 
+    negative = torch._neg_view(torch.ones(3))
+    torch.testing.assert_close(step(torch.ones(3), negative), torch.full((3,), 0.95 + 0.1))
+    if implementation == "foreach":
+        return  # which torch itself does not map
     mapped = torch.vmap(step)(torch.ones(2, 3), torch.tensor([1.0, 2.0]).outer(torch.ones(3)))
     torch.testing.assert_close(mapped, torch.tensor([0.85, 0.75]).outer(torch.ones(3)))
 

@@ -1,8 +1,12 @@
 """What triton makes of the kernel for real GPUs; compiling needs none."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
+import torch
+
+from hf_lpsgd.optim import fused_cuda
 
 SCALARS = ("grad_weight", "rho", "eps", "weight_decay", "sign")
 
@@ -71,3 +75,28 @@ def test_a_learning_rate_on_the_device_is_read_there(compile_kernel):
     number = compile_kernel(90, "float32", "float32", None)
     tensor = compile_kernel(90, "float32", "float32", None, lr="*fp32")
     assert tensor.count("ld.global") == number.count("ld.global") + 1
+
+
+def test_the_table_tells_where_each_tensor_and_its_blocks_are_and_whether_16_bytes_can_be_moved_at_a_time():
+    with torch.device("meta"):  # a default device must not matter
+        table = fused_cuda._table((16, 32, 48, 64, 80, 100, 160, 176, 0), (2049, 5, 1024), 1024)
+        tensor_of_block = fused_cuda._tensor_of_block((2049, 5, 1024), 1024)
+    assert table.tolist() == [[16, 32, 48, 2049, 0, 1], [64, 80, 100, 5, 3, 0], [160, 176, 0, 1024, 4, 1]]
+    assert tensor_of_block.tolist() == [0, 0, 0, 1, 2]
+    assert (table.dtype, tensor_of_block.dtype) == (torch.int64, torch.int32)
+
+
+def test_tables_are_kept_while_they_fit_and_never_made_in_a_capture(monkeypatch):
+    monkeypatch.setattr(fused_cuda, "_Upload", lambda size, device: SimpleNamespace(bytes=size))
+    uploads = fused_cuda._Uploads()
+    kept = []
+    uploads.of_graphs = SimpleNamespace(add=kept.append)
+    first = [uploads.get(key, lambda: 1000, None, False) for key in range(200)]
+    again = [uploads.get(key, lambda: 1000, None, False) for key in range(200)]
+    assert all(one is other for one, other in zip(first, again, strict=True))
+    assert uploads.get("new", lambda: 1, None, True) is None
+    assert uploads.get(7, lambda: 1, None, True) is first[7]
+    assert kept == [first[7]]
+    uploads.get("large", lambda: uploads.most_bytes - 500, None, False)
+    assert list(uploads.latest) == [7, "large"]
+    assert uploads.bytes == uploads.most_bytes + 500

@@ -53,13 +53,15 @@ def test_p_is_p_max_through_the_warm_up_falls_to_2_and_is_saved_with_the_state(n
 
 @pytest.mark.parametrize(("optim_args", "fused"), [("fused=true", True), ("fused=false", False), (None, True)])
 def test_the_fused_step_is_used_as_optim_args_say_and_by_default(optim_args, fused, make_trainer, monkeypatch):
+    if fused and fused_cpu.instructions() is None:
+        pytest.skip("hf_lpsgd was installed without its CPU kernel")
     calls = []
     real = fused_cpu.step
     monkeypatch.setattr(fused_cpu, "step", lambda trios, scalars: calls.append(len(trios)) or real(trios, scalars))
     trainer = make_trainer(optim_args=optim_args, max_steps=3)
     trainer.train()
     expected = [len(group["params"]) for group in trainer.optimizer.param_groups]  # with weight decay, and without
-    assert calls == (expected * 3 if fused and fused_cpu.instructions() else [])
+    assert calls == (expected * 3 if fused else [])
 
 
 def test_tensorboard_and_the_console_get_p_with_the_learning_rate(make_trainer, tmp_path, monkeypatch, capsys):
