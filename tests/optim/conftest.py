@@ -58,13 +58,16 @@ def implement(monkeypatch, load_kernel):
 
 @pytest.fixture
 def kernel_calls(monkeypatch):
-    """Numbers of tensors that the fused CPU kernel was called with."""
+    """Numbers of tensors that the fused kernels, of the CPU and of CUDA, were called with."""
     calls = []
-    real = fused_cpu.step
 
-    def step(trios, scalars):
-        calls.append(len(trios))
-        real(trios, scalars)
+    def recorded(real):
+        def step(trios, scalars):
+            calls.append(len(trios))
+            real(trios, scalars)
 
-    monkeypatch.setattr(fused_cpu, "step", step)
+        return step
+
+    for module in (fused_cpu, fused_cuda):
+        monkeypatch.setattr(module, "step", recorded(module.step))
     return calls
