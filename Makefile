@@ -25,7 +25,7 @@ help:
 
 demo: setup
 	@echo "demo: image classification with LPSGDM"
-	@$(BIN)/python examples/image_classification.py $(DEMO_ARGS)
+	@$(BIN)/python examples/image_classification/run_image_classification.py $(DEMO_ARGS)
 
 test: check
 	@echo "test: pytest"

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
-from .optim.optimizer import LpOptimizer
+from .optim.base import LpOptimizer
 
 PSchedule = Literal["cosine", "linear", "lr", "constant"]
 Granularity = Literal["step", "epoch"]

@@ -45,10 +45,10 @@ def run_to_end(command, *, cwd=None, env=None, timeout=240):
 
 
 class ForkServer:
-    """tests/examples/server.py: imports a script once, and runs it in forks of itself."""
+    """tests/examples/image_classification/server.py: imports a script once, and runs it in forks of itself."""
 
     def __init__(self, script, environment):
-        server = Path(__file__).with_name("examples") / "server.py"
+        server = Path(__file__).parent / "examples" / "image_classification" / "server.py"
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.environment = environment
         self.process = subprocess.Popen([sys.executable, str(server), str(script)], env=environment, **pipes)

@@ -2,7 +2,7 @@
 
     python examples/benchmarks/compare_optimizers.py --output_dir examples/benchmarks/results/digits
 
-Trains the default model of examples/image_classification.py, by that very script: first every optimizer at every
+Trains the default model of run_image_classification.py, by that very script: first every optimizer at every
 learning rate of its grid with one seed, then each at its best rate with the other seeds too. Writes results.json (with
 the command, the commit, the versions and the device), results.md and results.png.
 """
@@ -22,9 +22,9 @@ from provenance import provenance
 from tqdm.auto import tqdm
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE.parent / "image_classification"))
 
-import image_classification  # noqa: E402
+import run_image_classification as image_classification  # noqa: E402
 
 
 @dataclass(frozen=True)

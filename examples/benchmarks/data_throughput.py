@@ -2,7 +2,7 @@
 
     python examples/benchmarks/data_throughput.py --output results.json --dataset_name path/to/cifar10
 
-The loop is that of examples/image_classification.py: random views, collating, the Trainer, LPSGDM. The model's own is
+The loop is that of run_image_classification.py: random views, collating, the Trainer, LPSGDM. The model's own is
 a copy of the model and of its optimizer, trained on batches that were prepared beforehand. The two take turns step by
 step, so that what else the machine does meets both alike; medians are compared. Flags that are not listed by --help
 are those of image_classification.py. With no --dataset_name the images are generated, in the schema of CIFAR-10.
@@ -27,12 +27,11 @@ from provenance import provenance
 from transformers import TrainerCallback
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE.parent / "image_classification"))
 
-import image_classification as example  # noqa: E402
 import image_data  # noqa: E402
-
-from hf_lpsgd.model_card import RunFacts  # noqa: E402
+import run_image_classification as example  # noqa: E402
+from model_card import RunFacts  # noqa: E402
 
 DEFAULTS = {
     "--model_type": "cifar_resnet",

@@ -33,8 +33,8 @@ from torch.optim import SGD, AdamW, Optimizer
 from tqdm.auto import tqdm
 
 from hf_lpsgd import LPSGD, LPSGDM
-from hf_lpsgd.optim import fused_cpu
 from hf_lpsgd.optim.functional import why_not_fused
+from hf_lpsgd.optim.kernels import cpu
 
 COPY = "copy"
 # Compared with these: the first is the same work, the others are what people use.
@@ -282,7 +282,7 @@ def main() -> None:
         parser.error(f"--output_dir {args.output_dir}: {error.strerror}; name a folder that can be written to")
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     origin = provenance("step_time.py", ("torch-optimi", "triton", "transformers", "accelerate"), device)
-    origin["cpu_kernel"] = fused_cpu.instructions()
+    origin["cpu_kernel"] = cpu.instructions()
     results = {}
     for name in args.shapes:
         shapes = SHAPES[name]()

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from . import eager, fused_cpu, fused_cuda
-from .tensors import PLAIN, Scalars, Trio, local, share_memory_order
+from .kernels import cpu, cuda, torch_ops
+from .kernels.tensors import PLAIN, Scalars, Trio, local, share_memory_order
 
 _FOREACH_DEVICES = ("cuda", "xpu", "mtia")
-_FUSED: dict[str, ModuleType] = {"cpu": fused_cpu, "cuda": fused_cuda}
+_FUSED: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda}
 
 
 def rescaling_exponent(p: float) -> float:
@@ -143,7 +143,7 @@ def _update(trios: list[Trio], scalars: Scalars, foreach: bool | None, fused: bo
                             increment_version(buffer)
         if rest:
             use_foreach = device.type in _FOREACH_DEVICES if foreach is None else foreach
-            eager.step(rest, scalars, on_cpu=device.type == "cpu", foreach=use_foreach)
+            torch_ops.step(rest, scalars, on_cpu=device.type == "cpu", foreach=use_foreach)
 
 
 def _fits_kernel(trio: Trio) -> bool:
@@ -168,5 +168,5 @@ def _is_fused_by_default(device: torch.device) -> bool:
         return False
     reason = why_not_fused(device)
     if reason is not None and device.type == "cuda":
-        fused_cuda.warn_of(reason)
+        cuda.warn_of(reason)
     return reason is None

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from . import functional
-from .optimizer import LpOptimizer
+from .base import LpOptimizer
 
 
 class LPSGDM(LpOptimizer):

@@ -8,7 +8,7 @@ from typing import Any
 from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
-from ..optim.optimizer import LpOptimizer
+from ..optim.base import LpOptimizer
 from ..schedules import current_tie, tie_p_schedule, unwrap_optimizer
 from .deepspeed import fit_deepspeed_config
 from .optim_args import name_of, validate_optim_args

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from paths import ACCELERATE_CONFIGS as CONFIGS
 
 SERVER = Path(__file__).with_name("rank_server.py")
-CONFIGS = Path(__file__).parents[2] / "examples" / "accelerate_configs"
 SECONDS_TO_IMPORT = 300
 SECONDS_A_RUN = 150
 

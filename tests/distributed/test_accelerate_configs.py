@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 from launch import run_to_end
+from paths import ACCELERATE_CONFIGS
+from paths import TRAINER_SCRIPT as SCRIPT
 
 from hf_lpsgd.schedules import annealed_p
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-SCRIPT = EXAMPLES / "image_classification.py"
 ON_CPU = Path(__file__).with_name("on_cpu.py")
-CONFIGS = sorted(path.stem for path in (EXAMPLES / "accelerate_configs").glob("*.yaml"))
+CONFIGS = sorted(path.stem for path in ACCELERATE_CONFIGS.glob("*.yaml"))
 SECONDS_A_LAUNCH = 400
 STEPS = 12
 EXPECTED_P = [annealed_p("cosine", 20.0, step, STEPS) for step in range(STEPS)]
@@ -66,7 +66,7 @@ def test_fsdp2_is_version_2_and_saves_whole_models(ranks):
 def accelerate_launch(config, folder, *arguments, **environment):
     """Train with the example by `accelerate launch`; gives exit code, output, seconds and what it trained with."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
-    config_file, facts = EXAMPLES / "accelerate_configs" / f"{config}.yaml", folder / "facts.json"
+    config_file, facts = ACCELERATE_CONFIGS / f"{config}.yaml", folder / "facts.json"
     facts.unlink(missing_ok=True)
     fixed = {
         "--output_dir": folder / "out",

@@ -1,12 +1,10 @@
 """examples/accelerate_loop.py on two processes, by DDP and by DeepSpeed's ZeRO stages."""
 
-from pathlib import Path
-
 import pytest
+from paths import LOOP_SCRIPT as SCRIPT
 
 from hf_lpsgd.schedules import annealed_p
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "accelerate_loop.py"
 STEPS = 6
 # A norm that the gradients exceed, and not the 1.0 that DeepSpeed clips at by itself.
 ARGUMENTS = f"--max_train_steps {STEPS} --num_warmup_steps 0 --batch_size 16 --max_grad_norm 0.1".split()

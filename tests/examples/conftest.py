@@ -1,4 +1,4 @@
-"""Runs of examples/image_classification.py in the test's own process, and tiny datasets in schemas of the Hub."""
+"""Runs of run_image_classification.py in the test's own process, and tiny datasets in schemas of the Hub."""
 
 import contextlib
 import importlib
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import IMAGE_CLASSIFICATION
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 QUIET = ["--use_cpu", "--disable_tqdm", "true", "--report_to", "none"]
 
 # Columns of images are None, columns of labels their number of classes. Splits: number of images, their least and
@@ -51,9 +51,9 @@ def example():
 
     # So many seconds `datasets` waits after each stream for threads of pyarrow to end.
     datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0.05
-    sys.path.insert(0, str(EXAMPLES))
-    yield importlib.import_module("image_classification")
-    sys.path.remove(str(EXAMPLES))
+    sys.path.insert(0, str(IMAGE_CLASSIFICATION))
+    yield importlib.import_module("run_image_classification")
+    sys.path.remove(str(IMAGE_CLASSIFICATION))
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def run_example(example, tmp_path, monkeypatch):
     def run(*arguments, folder=None):
         folder = folder or tmp_path / f"run{next(numbers)}"
         argv = [*map(str, arguments), *QUIET, "--output_dir", str(folder)]
-        monkeypatch.setattr(sys, "argv", ["image_classification.py", *argv])
+        monkeypatch.setattr(sys, "argv", ["run_image_classification.py", *argv])
         status, output = 0, io.StringIO()
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             try:

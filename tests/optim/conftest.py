@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import hf_lpsgd.optim
-from hf_lpsgd.optim import functional, fused_cpu, fused_cuda
+from hf_lpsgd.optim import functional, kernels
+from hf_lpsgd.optim.kernels import cpu, cuda
 
 KERNEL = "triton_kernel"
 
@@ -29,14 +29,14 @@ def load_kernel(monkeypatch):
     def load(*, interpret):
         pytest.importorskip("triton")
         monkeypatch.setenv("TRITON_INTERPRET", "1" if interpret else "0")
-        monkeypatch.delattr(hf_lpsgd.optim, KERNEL, raising=False)
-        monkeypatch.delitem(sys.modules, f"hf_lpsgd.optim.{KERNEL}", raising=False)
-        return import_module(f"hf_lpsgd.optim.{KERNEL}")
+        monkeypatch.delattr(kernels, KERNEL, raising=False)
+        monkeypatch.delitem(sys.modules, f"hf_lpsgd.optim.kernels.{KERNEL}", raising=False)
+        return import_module(f"hf_lpsgd.optim.kernels.{KERNEL}")
 
     yield load
     # monkeypatch puts back what it deleted, but knows nothing of a first import.
-    hf_lpsgd.optim.__dict__.pop(KERNEL, None)
-    sys.modules.pop(f"hf_lpsgd.optim.{KERNEL}", None)
+    kernels.__dict__.pop(KERNEL, None)
+    sys.modules.pop(f"hf_lpsgd.optim.kernels.{KERNEL}", None)
 
 
 @pytest.fixture
@@ -44,12 +44,12 @@ def implement(monkeypatch, load_kernel):
     """Makes an implementation usable on the CPU, and returns the options that ask for it."""
 
     def prepare(name):
-        reason = fused_cpu.problem(torch.device("cpu")) if name == "fused" else None
+        reason = cpu.problem(torch.device("cpu")) if name == "fused" else None
         if reason is not None:
             (pytest.fail if "CI" in os.environ and shutil.which("c++") else pytest.skip)(reason)
         if name == "triton":
             load_kernel(interpret=True)
-            on_cpu = SimpleNamespace(step=fused_cuda.step, supports=fused_cuda.supports, problem=lambda device: None)
+            on_cpu = SimpleNamespace(step=cuda.step, supports=cuda.supports, problem=lambda device: None)
             monkeypatch.setattr(functional, "_FUSED", {"cpu": on_cpu})
         return IMPLEMENTATIONS[name]
 
@@ -68,6 +68,6 @@ def kernel_calls(monkeypatch):
 
         return step
 
-    for module in (fused_cpu, fused_cuda):
+    for module in (cpu, cuda):
         monkeypatch.setattr(module, "step", recorded(module.step))
     return calls

@@ -92,7 +92,7 @@ def test_parameters_on_cpu_and_gpu_in_one_group():
 
 @BOTH
 def test_nothing_waits_for_the_device_nor_compiles_when_p_lr_and_addresses_change(cls):
-    from hf_lpsgd.optim import triton_kernel
+    from hf_lpsgd.optim.kernels import triton_kernel
 
     params = [randn(2000).requires_grad_() for _ in range(3)]
     optimizer = cls(params, lr=torch.tensor(0.1, device="cuda"), fused=True)

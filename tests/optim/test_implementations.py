@@ -12,7 +12,8 @@ import torch
 from peak_memory import peak_of
 
 from hf_lpsgd import LPSGD, LPSGDM
-from hf_lpsgd.optim import eager, functional, fused_cpu
+from hf_lpsgd.optim import functional
+from hf_lpsgd.optim.kernels import cpu, torch_ops
 
 BOTH = pytest.mark.parametrize("cls", [LPSGD, LPSGDM])
 # Each but the first is compared with it.
@@ -119,7 +120,7 @@ def test_the_default_on_the_cpu_is_the_fused_kernel_chosen_at_each_step(cls, imp
     assert kernel_calls == [2]
     assert "fused" not in str(optimizer.state_dict()["state"])
     assert optimizer.state_dict()["param_groups"][0]["fused"] is None
-    monkeypatch.setattr(fused_cpu, "problem", lambda device: "it is gone")
+    monkeypatch.setattr(cpu, "problem", lambda device: "it is gone")
     optimizer.step()
     assert kernel_calls == [2]
 
@@ -190,8 +191,8 @@ def test_one_call_of_the_kernel_updates_all_tensors_of_a_kind(implement, kernel_
 
 @BOTH
 def test_fused_where_the_kernel_was_not_compiled_is_refused_in_one_line_with_what_to_do(cls, monkeypatch, tmp_path):
-    monkeypatch.setattr(fused_cpu, "__file__", str(tmp_path / "fused_cpu.py"))
-    fused_cpu._library.cache_clear()
+    monkeypatch.setattr(cpu, "__file__", str(tmp_path / "cpu.py"))
+    cpu._library.cache_clear()
     try:
         with pytest.raises(ValueError, match=r"Invalid fused in param group 0: True.*without its compiled") as caught:
             cls([torch.ones(1, requires_grad=True)], fused=True)
@@ -205,23 +206,23 @@ def test_fused_where_the_kernel_was_not_compiled_is_refused_in_one_line_with_wha
         optimizer.step()
         assert param.item() < 1
     finally:
-        fused_cpu._library.cache_clear()
+        cpu._library.cache_clear()
 
 
 def test_a_compiled_kernel_that_is_broken_or_of_another_version_is_not_called(implement, monkeypatch, tmp_path):
     implement("fused")
-    (tmp_path / f"_fused_cpu{fused_cpu.EXTENSION_SUFFIXES[0]}").write_text("not a library")
+    (tmp_path / f"_cpu_kernel{cpu.EXTENSION_SUFFIXES[0]}").write_text("not a library")
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(fused_cpu, "__file__", str(tmp_path / "fused_cpu.py"))
-            fused_cpu._library.cache_clear()
+            patch.setattr(cpu, "__file__", str(tmp_path / "cpu.py"))
+            cpu._library.cache_clear()
             assert "cannot be loaded" in functional.why_not_fused(torch.device("cpu"))
         with monkeypatch.context() as patch:
-            patch.setattr(fused_cpu, "_INTERFACE", -1)
-            fused_cpu._library.cache_clear()
+            patch.setattr(cpu, "_INTERFACE", -1)
+            cpu._library.cache_clear()
             assert "another version" in functional.why_not_fused(torch.device("cpu"))
     finally:
-        fused_cpu._library.cache_clear()
+        cpu._library.cache_clear()
     assert functional.why_not_fused(torch.device("cpu")) is None
 
 
@@ -354,7 +355,7 @@ def test_the_cpu_kernel_is_as_exact_with_the_lesser_instruction_sets(capability,
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", tests]
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
     files = [__file__, str(Path(__file__).with_name("test_step_matches_reference.py"))]
-    show = "from hf_lpsgd.optim import fused_cpu; print(fused_cpu.instructions())"
+    show = "from hf_lpsgd.optim.kernels import cpu; print(cpu.instructions())"
     shown = subprocess.run([sys.executable, "-c", show], env=environment, capture_output=True, text=True, check=True)
     assert shown.stdout.strip().lower() == capability
     result = subprocess.run([*command, *files], env=environment, capture_output=True, text=True)
@@ -401,4 +402,4 @@ def test_what_a_step_allocates_is_bounded_whatever_the_size_of_the_tensors(optio
     if not options and not strided and functional.why_not_fused(param.device) is None:
         assert peaks[2] == 0
     else:
-        assert peaks[2] >= 4 * eager._CPU_BLOCK  # the measurement sees what is there
+        assert peaks[2] >= 4 * torch_ops._CPU_BLOCK  # the measurement sees what is there

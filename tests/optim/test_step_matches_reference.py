@@ -6,7 +6,8 @@ import torch
 from reference import as_float64, lpsgd_step, lpsgdm_step, paper_p
 
 from hf_lpsgd import LPSGD, LPSGDM
-from hf_lpsgd.optim import eager, functional
+from hf_lpsgd.optim import functional
+from hf_lpsgd.optim.kernels import torch_ops
 
 STEPS = 200
 EVERY_IMPLEMENTATION = pytest.mark.parametrize("implementation", ["default", "single", "foreach", "fused", "triton"])
@@ -15,7 +16,7 @@ EVERY_IMPLEMENTATION = pytest.mark.parametrize("implementation", ["default", "si
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
     """Let tensors of a few hundred elements be walked through in several blocks."""
-    monkeypatch.setattr(eager, "_CPU_BLOCK", 500)
+    monkeypatch.setattr(torch_ops, "_CPU_BLOCK", 500)
 
 
 def make_tensors(dtype=torch.float32):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hf_lpsgd.optim import fused_cuda
+from hf_lpsgd.optim.kernels import cuda
 
 SCALARS = ("grad_weight", "rho", "eps", "weight_decay", "sign")
 
@@ -79,16 +79,16 @@ def test_a_learning_rate_on_the_device_is_read_there(compile_kernel):
 
 def test_the_table_tells_where_each_tensor_and_its_blocks_are_and_whether_16_bytes_can_be_moved_at_a_time():
     with torch.device("meta"):  # a default device must not matter
-        table = fused_cuda._table((16, 32, 48, 64, 80, 100, 160, 176, 0), (2049, 5, 1024), 1024)
-        tensor_of_block = fused_cuda._tensor_of_block((2049, 5, 1024), 1024)
+        table = cuda._table((16, 32, 48, 64, 80, 100, 160, 176, 0), (2049, 5, 1024), 1024)
+        tensor_of_block = cuda._tensor_of_block((2049, 5, 1024), 1024)
     assert table.tolist() == [[16, 32, 48, 2049, 0, 1], [64, 80, 100, 5, 3, 0], [160, 176, 0, 1024, 4, 1]]
     assert tensor_of_block.tolist() == [0, 0, 0, 1, 2]
     assert (table.dtype, tensor_of_block.dtype) == (torch.int64, torch.int32)
 
 
 def test_tables_are_kept_while_they_fit_and_never_made_in_a_capture(monkeypatch):
-    monkeypatch.setattr(fused_cuda, "_Upload", lambda size, device: SimpleNamespace(bytes=size))
-    uploads = fused_cuda._Uploads()
+    monkeypatch.setattr(cuda, "_Upload", lambda size, device: SimpleNamespace(bytes=size))
+    uploads = cuda._Uploads()
     kept = []
     uploads.of_graphs = SimpleNamespace(add=kept.append)
     first = [uploads.get(key, lambda: 1000, None, False) for key in range(200)]

@@ -14,7 +14,7 @@ from transformers import DefaultFlowCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import SchedulerType
 
 from hf_lpsgd import LPSGD, LPSGDM, tie_p_schedule
-from hf_lpsgd.optim import fused_cpu
+from hf_lpsgd.optim.kernels import cpu
 from hf_lpsgd.schedules import annealed_p, current_tie, unwrap_optimizer
 
 P_MAX = 20.0
@@ -53,11 +53,11 @@ def test_p_is_p_max_through_the_warm_up_falls_to_2_and_is_saved_with_the_state(n
 
 @pytest.mark.parametrize(("optim_args", "fused"), [("fused=true", True), ("fused=false", False), (None, True)])
 def test_the_fused_step_is_used_as_optim_args_say_and_by_default(optim_args, fused, make_trainer, monkeypatch):
-    if fused and fused_cpu.instructions() is None:
+    if fused and cpu.instructions() is None:
         pytest.skip("hf_lpsgd was installed without its CPU kernel")
     calls = []
-    real = fused_cpu.step
-    monkeypatch.setattr(fused_cpu, "step", lambda trios, scalars: calls.append(len(trios)) or real(trios, scalars))
+    real = cpu.step
+    monkeypatch.setattr(cpu, "step", lambda trios, scalars: calls.append(len(trios)) or real(trios, scalars))
     trainer = make_trainer(optim_args=optim_args, max_steps=3)
     trainer.train()
     expected = [len(group["params"]) for group in trainer.optimizer.param_groups]  # with weight decay, and without

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from curves import plot_history
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, get_token
 
-from .optim.optimizer import LpOptimizer
-from .plotting import plot_history
-from .schedules import unwrap_optimizer
-from .trainer import OPTIMIZERS, OptimArgs
-from .trainer.optim_args import name_of
+from hf_lpsgd.optim.base import LpOptimizer
+from hf_lpsgd.schedules import unwrap_optimizer
+from hf_lpsgd.trainer import OPTIMIZERS, OptimArgs
+from hf_lpsgd.trainer.optim_args import name_of
 
 __all__ = ["PLOT_NAME", "RunFacts", "command_line", "license_of", "make_model_card", "write_model_card"]
 

@@ -107,7 +107,7 @@ def _update(
         change = mean - buffer
         mean = tl.where(grad_weight < 0.5, buffer + grad_weight * change, mean - (1.0 - grad_weight) * change)
         tl.store(buffers + offsets, mean.to(buffers.dtype.element_ty), mask=mask)
-    # magnitude^-rho, as exp2(-rho * log2(magnitude)). As in fused_cpu.cpp, magnitude = 2^exponent * (1 + z) with 1 + z
+    # magnitude^-rho, as exp2(-rho * log2(magnitude)). As in cpu_kernel.cpp, it = 2^exponent * (1 + z) with 1 + z
     # in [sqrt(1/2), sqrt(2)), and log2(1 + z) is a minimax polynomial with an absolute error of 3e-7: the hardware's
     # own log2 has a relative error, which the power magnifies where the magnitude is far from 1.
     magnitude = tl.maximum(tl.abs(mean) + eps, 1.1754943508222875e-38)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from launch import torchrun
+from paths import LOOP_SCRIPT as SCRIPT
 from safetensors.torch import load_file
 
 from hf_lpsgd.schedules import annealed_p
@@ -16,8 +17,7 @@ from hf_lpsgd.schedules import annealed_p
 event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 pytest.importorskip("sklearn")
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "accelerate_loop.py"
-WORKER = Path(__file__).with_name("accelerate_loop_worker.py")
+WORKER = Path(__file__).with_name("no_trainer_worker.py")
 STEPS, WARMUP, P_MAX, LR = 8, 2, 20.0, 2e-3
 EXPECTED_P = [P_MAX] * WARMUP + [annealed_p("cosine", P_MAX, i, STEPS - WARMUP) for i in range(STEPS - WARMUP)]
 
@@ -250,4 +250,4 @@ def test_a_save_that_was_cut_off_does_not_look_complete(one):
 def test_bad_input_is_answered_in_one_line(arguments, one):
     result = one[1][arguments]
     assert result["status"] == 2
-    assert result["output"] == f"accelerate_loop.py: error: {BAD[arguments]}\n"
+    assert result["output"] == f"run_image_classification_no_trainer.py: error: {BAD[arguments]}\n"

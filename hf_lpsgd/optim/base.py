@@ -12,7 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 from .checks import check_flag, check_number
 from .functional import check_fused
-from .tensors import PLAIN
+from .kernels.tensors import PLAIN
 
 # What a step does to one group: (group, parameters, their gradients).
 _GroupStep = tuple[dict[str, Any], list[Tensor], list[Tensor]]

@@ -16,7 +16,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from . import eager
+from . import torch_ops
 from .tensors import Scalars, Trio
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -105,7 +105,7 @@ def step(trios: list[Trio], scalars: Scalars) -> None:
         tensor_of_block = _on_device((sizes, device), lambda: _tensor_of_block(sizes, kernel.BLOCK), device)
         table = _on_device((addresses, sizes, device), lambda: _table(addresses, sizes, kernel.BLOCK), device)
         if tensor_of_block is None or table is None:
-            eager.step(trios, scalars, on_cpu=False, foreach=True)
+            torch_ops.step(trios, scalars, on_cpu=False, foreach=True)
             return
         param_dtype, grad_dtype, buffer_dtype = (None if t is None else kernel.DTYPES[t.dtype] for t in trios[0])
         kernel.lp_step[(len(tensor_of_block),)](

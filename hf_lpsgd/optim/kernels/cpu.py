@@ -1,4 +1,4 @@
-"""The fused step on the CPU: one pass over memory, by fused_cpu.cpp, which the installation compiles if it can."""
+"""The fused step on the CPU: one pass over memory, by cpu_kernel.cpp, which the installation compiles if it can."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if hasattr(os, "register_at_fork"):
 def _library() -> ctypes.CDLL | str:
     """The compiled library, or why there is none."""
     folder = Path(__file__).parent
-    found = [path for suffix in EXTENSION_SUFFIXES if (path := folder / f"_fused_cpu{suffix}").exists()]
+    found = [path for suffix in EXTENSION_SUFFIXES if (path := folder / f"_cpu_kernel{suffix}").exists()]
     if not found:
         return f"hf_lpsgd was installed without its compiled CPU step: {_INSTALL}"
     try:

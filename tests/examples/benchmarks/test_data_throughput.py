@@ -3,12 +3,12 @@
 import importlib.util
 import json
 import sys
-from pathlib import Path
 from statistics import median
 
 import pytest
+from paths import EXAMPLES
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "benchmarks" / "data_throughput.py"
+SCRIPT = EXAMPLES / "benchmarks" / "data_throughput.py"
 
 
 def test_benchmark_writes_speeds_and_where_they_come_from(run_example, tmp_path, monkeypatch, capsys):

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from model_card import RunFacts, command_line, license_of, make_model_card, results_rows, write_model_card
 from transformers import TrainingArguments
 
 from hf_lpsgd import LPSGDM
-from hf_lpsgd.model_card import RunFacts, command_line, license_of, make_model_card, results_rows, write_model_card
 
 TOKEN = "hf_neverToBeSeen0123456789"
 HISTORY = [

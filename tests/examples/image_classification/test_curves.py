@@ -4,9 +4,8 @@ import sys
 
 import numpy as np
 import pytest
+from curves import plot_history
 from PIL import Image
-
-from hf_lpsgd.plotting import plot_history
 
 HISTORY = [
     {"step": step, "loss": 2 / step, "learning_rate": 1e-3 * (1 - step / 100), "p": 20 - step / 6}
@@ -68,7 +67,7 @@ def test_without_matplotlib_the_error_names_the_extra(tmp_path, monkeypatch):
 
 def test_no_global_state_of_matplotlib_is_needed(tmp_path):
     code = (
-        "import json, sys; from hf_lpsgd.plotting import plot_history\n"
+        "import json, sys; from curves import plot_history\n"
         "assert 'matplotlib' not in sys.modules\n"
         "plot_history(json.loads(sys.argv[1]), sys.argv[2])\n"
         "assert 'matplotlib.figure' in sys.modules and 'matplotlib.pyplot' not in sys.modules"

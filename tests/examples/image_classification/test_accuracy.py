@@ -1,13 +1,10 @@
-from pathlib import Path
-
 import evaluate
 import numpy as np
 import pytest
+from paths import IMAGE_CLASSIFICATION
 from sklearn.metrics import accuracy_score
 
-import hf_lpsgd
-
-SCRIPT = Path(hf_lpsgd.__file__).with_name("metrics") / "accuracy.py"
+SCRIPT = IMAGE_CLASSIFICATION / "accuracy.py"
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Train an image classifier with LPSGDM in a plain Accelerate loop, without the Trainer.
 
-    python examples/accelerate_loop.py --output_dir runs/loop
-    accelerate launch --num_processes 2 examples/accelerate_loop.py --mixed_precision bf16 --output_dir runs/loop
+    python run_image_classification_no_trainer.py --output_dir runs/loop
+    accelerate launch --num_processes 2 run_image_classification_no_trainer.py --mixed_precision bf16 --output_dir runs/loop
 
 The model and the data are those of image_classification.py: a small vision transformer and scikit-learn's digits.
 """
@@ -58,7 +58,7 @@ class Progress:
 def fail(message: str) -> NoReturn:
     """End the run with one line, printed by the first process only."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"accelerate_loop.py: error: {message}", file=sys.stderr)
+        print(f"run_image_classification_no_trainer.py: error: {message}", file=sys.stderr)
     raise SystemExit(2)
 
 

@@ -11,9 +11,8 @@ from typing import Any
 
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from model_card import RunFacts, write_model_card
 from transformers import Trainer, TrainerCallback, TrainingArguments
-
-from .model_card import RunFacts, write_model_card
 
 __all__ = ["CardTrainer", "check_push", "explain", "keep_token_out_of_files"]
 

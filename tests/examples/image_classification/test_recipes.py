@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from paths import IMAGE_CLASSIFICATION, ROOT
 from transformers import AutoConfig, AutoModelForImageClassification, ViTConfig, ViTImageProcessorPil
 
-RECIPES = {path.stem: path for path in (Path(__file__).parents[2] / "examples" / "recipes").glob("*.yaml")}
-DATA = Path(os.environ.get("HF_LPSGD_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
+RECIPES = {path.stem: path for path in (IMAGE_CLASSIFICATION / "recipes").glob("*.yaml")}
+DATA = Path(os.environ.get("HF_LPSGD_TEST_DATA", ROOT.parent / "shared" / "data"))
 
 # Network, parameters, dataset, epochs or steps of each.
 EXPECTED = {

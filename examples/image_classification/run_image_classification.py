@@ -1,6 +1,6 @@
 """Train and evaluate an image classifier with the Trainer and `--optim lpsgdm`.
 
-    python examples/image_classification.py --do_train --do_eval --optim lpsgdm --output_dir runs/digits
+    python run_image_classification.py --do_train --do_eval --optim lpsgdm --output_dir runs/digits
 
 With no dataset named it trains a small vision transformer on scikit-learn's digits (8x8 grey images, nothing to
 download). Name another dataset with --dataset_name (Hub name or local folder) or --train_dir (one folder a class).
@@ -8,7 +8,7 @@ The arguments may also stand in a .json or .yaml file, such as those in recipes/
 override it. Needs the other files of this folder beside it.
 """
 
-import hf_lpsgd  # makes `--optim lpsgd` and `--optim lpsgdm` known to the Trainer
+import hf_lpsgd  # noqa: F401  # makes `--optim lpsgd` and `--optim lpsgdm` known to the Trainer
 
 # isort: split
 import json
@@ -25,6 +25,7 @@ import torch
 import transformers
 import yaml
 from cached_images import prepare_images
+from hub import CardTrainer, check_push, keep_token_out_of_files
 from image_data import (
     BadData,
     DataArguments,
@@ -37,6 +38,7 @@ from image_data import (
     with_class_labels,
 )
 from image_models import ModelArguments, from_scratch, load_exactly, pretrained
+from model_card import PLOT_NAME, RunFacts, license_of
 from streamed_images import Stream, StreamedImages, choose_streams
 from transformers import (
     AutoImageProcessor,
@@ -48,8 +50,6 @@ from transformers import (
 )
 from transformers.trainer_callback import ExportableState
 
-from hf_lpsgd.hub import CardTrainer, check_push, keep_token_out_of_files
-from hf_lpsgd.model_card import PLOT_NAME, RunFacts, license_of
 from hf_lpsgd.trainer import validate_optim_args
 
 # What changes when no dataset is named, so that the shortest command line already trains well.
@@ -220,7 +220,7 @@ def make_trainer(
             prepared.append(StreamedImages(*options, data_args.shuffle_buffer if data is train else None))
         else:
             prepared.append(None if data is None else prepare_images(*options, data_args.image_cache_mb))
-    metric = evaluate.load(str(Path(hf_lpsgd.__file__).with_name("metrics") / "accuracy.py"), keep_in_memory=True)
+    metric = evaluate.load(str(Path(__file__).with_name("accuracy.py")), keep_in_memory=True)
     exact = ExactResume(prepared[0] if isinstance(prepared[0], ImageDataset) else None)
     exact.trainer = CardTrainer(
         facts=facts,

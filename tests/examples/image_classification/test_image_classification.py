@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 from launch import ForkServer
+from paths import IMAGE_CLASSIFICATION
+from paths import TRAINER_SCRIPT as SCRIPT
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-SCRIPT = EXAMPLES / "image_classification.py"
 TIMING = ("runtime", "samples_per_second", "steps_per_second")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 LPSGDM = ["--use_cpu", "--disable_tqdm", "true", "--optim", "lpsgdm", "--optim_args"]
@@ -72,7 +72,7 @@ def server():
 
 @pytest.fixture(scope="module")
 def image_data():
-    spec = importlib.util.spec_from_file_location("image_data", EXAMPLES / "image_data.py")
+    spec = importlib.util.spec_from_file_location("image_data", IMAGE_CLASSIFICATION / "image_data.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -14,10 +14,10 @@ import pytest
 import yaml
 from hub_server import Hub, Repo
 from launch import ForkServer
+from paths import TRAINER_SCRIPT as SCRIPT
 from PIL import Image
 
 HERE = Path(__file__).parent
-SCRIPT = HERE.parents[1] / "examples" / "image_classification.py"
 TOKEN, READ_ONLY = "hf_thisMayWrite0123456789", "hf_thisMayOnlyRead0123456789"
 TINY = "--config_overrides hidden_size=32,intermediate_size=32,num_attention_heads=2,num_hidden_layers=1"
 ARGUMENTS = f"""
