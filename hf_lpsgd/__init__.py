@@ -1,7 +1,7 @@
 """LPSGD and LPSGDM for PyTorch and the Hugging Face stack.
 
-Importing this package makes `lpsgd` and `lpsgdm` valid for `TrainingArguments(optim=...)`, where a transformers that
-can be extended is installed. `hf_lpsgd.optim` and `hf_lpsgd.schedules` need torch alone.
+Importing this package makes `lpsgd` and `lpsgdm` valid for `TrainingArguments(optim=...)`, if a suitable transformers
+is installed. `hf_lpsgd.optim` and `hf_lpsgd.schedules` need torch alone.
 """
 
 from importlib.util import find_spec as _find_spec
@@ -14,7 +14,7 @@ __all__ = ["LPSGD", "LPSGDM", "PScheduleTie", "__version__", "tie_p_schedule"]
 
 try:
     _has_transformers = _find_spec("transformers") is not None
-except ValueError:  # a module without a spec in its place, as in some tests
+except ValueError:  # a module without a spec is in its place
     _has_transformers = False
 
 if _has_transformers:

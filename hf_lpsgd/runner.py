@@ -1,4 +1,4 @@
-"""Run a script or a module that knows nothing of hf_lpsgd, with `lpsgd` and `lpsgdm` known to the Trainer.
+"""Run a script or a module that does not import hf_lpsgd, with `lpsgd` and `lpsgdm` known to the Trainer.
 
 `python -m hf_lpsgd SCRIPT ...` behaves as `python SCRIPT ...` does and `python -m hf_lpsgd -m MODULE ...` as
 `python -m MODULE ...` does: arguments, exit status, `__main__`, `sys.path` and tracebacks are the same.
@@ -18,12 +18,14 @@ from typing import Any, NoReturn
 USAGE = """\
 usage: python -m hf_lpsgd SCRIPT [ARGUMENT ...]
        python -m hf_lpsgd -m MODULE [ARGUMENT ...]
+       python -m hf_lpsgd --env
 """
 
 HELP = f"""\
 {USAGE}
 Run a Python script (or directory, or zip file) or a module, unchanged, with the optimizers
 "lpsgd" and "lpsgdm" registered with the transformers Trainer, as `import hf_lpsgd` does.
+--env prints the versions and devices that a bug report needs.
 
 examples:
   python -m hf_lpsgd train.py --optim lpsgdm --optim_args p_max=20,p_schedule=cosine
@@ -37,6 +39,10 @@ def main() -> None:
     first, *rest = sys.argv[1:] or [""]
     if first in ("-h", "--help"):
         print(HELP, end="")
+    elif first == "--env":
+        from hf_lpsgd.environment import describe_environment
+
+        print(describe_environment())
     elif first.startswith("-m"):
         module, *arguments = [first[2:], *rest] if first != "-m" else rest or [""]
         if not module:
@@ -133,9 +139,9 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
 def _report_from(error: BaseException, start: TracebackType | None) -> None:
     """Make the interpreter's last report of `error` begin at `start`.
 
-    The error itself goes on to the interpreter, which alone can end the process as it ends any other (threads joined,
-    exit handlers run, killed by SIGINT after a KeyboardInterrupt). On the way it gathers the runner's frames again,
-    so they can only be taken off where it is reported.
+    The interpreter itself must end the process: only then are threads joined and exit handlers run, and only then does
+    a KeyboardInterrupt end it by SIGINT. So the error is raised on, and collects the runner's frames again on the way.
+    They are removed where the error is reported.
     """
     report = sys.excepthook
 

@@ -1,27 +1,24 @@
-"""Schedules of p, each a pure function of an LR scheduler's step count and learning rate.
+"""Schedules of p, and the tie between p and an LR scheduler.
 
-Nothing here has a state of its own: what a run needs to resume p is in the LR scheduler's checkpoint.
+A schedule is a pure function of the LR scheduler's step count and learning rate. So it has no state of its own: the
+checkpoint of the LR scheduler holds all that a run needs to resume p.
 """
 
 from __future__ import annotations
 
 import math
-from numbers import Integral
-from typing import Any, Literal, get_args
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from .optim.base import LpOptimizer
+from .optim.options import Choice, check_count
 
 PSchedule = Literal["cosine", "linear", "lr", "constant"]
 Granularity = Literal["step", "epoch"]
-
-P_SCHEDULES: tuple[str, ...] = get_args(PSchedule)
-GRANULARITIES: tuple[str, ...] = get_args(Granularity)
-
-# Schedules that need to know how long the run is.
-_WITH_HORIZON = ("cosine", "linear")
 
 _TIE = "_hf_lpsgd_p_tie"
 
@@ -34,38 +31,95 @@ _REPLACED = (
 )
 
 
-def annealed_p(schedule: str, p_max: float, index: int, length: int) -> float:
+class Place(NamedTuple):
+    """Where a run is.
+
+    Attributes:
+        progress: 0 at the first step after the warm-up, 1 at the last step of the run.
+        lr_share: the learning rate in force over its peak, in [0, 1].
+    """
+
+    progress: float
+    lr_share: float
+
+
+@dataclass(frozen=True)
+class PScheduleRecord:
+    """What there is to know about a p schedule: `p = 2 + (p_max - 2) * share(place)`.
+
+    Attributes:
+        share: from the place in the run to the share of `p_max - 2` that is left, in [0, 1].
+        description: one line for tables.
+        course: a clause for model cards, with a place for `{p_max}`.
+        needs_horizon: whether it reads `Place.progress`, and so must know how long the run is.
+        follows_lr: whether it reads `Place.lr_share`.
+    """
+
+    share: Callable[[Place], float]
+    description: str
+    course: str
+    needs_horizon: bool = False
+    follows_lr: bool = False
+
+
+P_SCHEDULES: dict[str, PScheduleRecord] = {
+    "cosine": PScheduleRecord(
+        lambda place: (1.0 + math.cos(math.pi * place.progress)) / 2.0,
+        "the paper's: p_max during the warm-up, then half a cosine down to 2 at the last step",
+        "p starts at p_max = {p_max}, is held there during warm-up, and falls to 2 along half a cosine",
+        needs_horizon=True,
+    ),
+    "linear": PScheduleRecord(
+        lambda place: 1.0 - place.progress,
+        "p_max during the warm-up, then a straight line down to 2 at the last step",
+        "p starts at p_max = {p_max}, is held there during warm-up, and falls to 2 in a straight line",
+        needs_horizon=True,
+    ),
+    "lr": PScheduleRecord(
+        lambda place: place.lr_share,
+        "p - 2 is proportional to the learning rate, with p_max at its peak; follows any LR schedule",
+        "p - 2 is proportional to the learning rate, and p = p_max = {p_max} at its peak",
+        follows_lr=True,
+    ),
+    "constant": PScheduleRecord(
+        lambda place: 1.0,
+        "p_max during the whole run",
+        "p stays at p_max = {p_max}",
+    ),
+}
+
+P_SCHEDULE = Choice("p_schedule", "how p goes from p_max to 2", P_SCHEDULES)
+P_GRANULARITY = Choice("p_granularity", "whether p changes at each step or at each epoch", ("step", "epoch"))
+
+
+def annealed_p(schedule: PSchedule, p_max: float, index: int, length: int) -> float:
     """The order of the norm at place `index` of `length` places.
 
     For `cosine` this is the paper's `p_s = 2 + (p_max - 2) * (1 + cos(pi * (s - 1)/(S - 1))) / 2` with `s = index + 1`
-    and `S = length`, `linear` goes straight from `p_max` to 2 over the same places, and `constant` is `p_max`.
+    and `S = length`.
 
     Args:
-        schedule: `cosine`, `linear` or `constant`.
+        schedule: `cosine`, `linear`, `constant`, or another key of `P_SCHEDULES` that does not follow the LR.
         p_max: value at the first place, at least 2.
-        index: place, from 0; beyond the last place the last value holds, before the first the first.
-        length: number of places. Where it is 1, the only place has `p_max`.
+        index: place, from 0. Before the first place the first value holds, after the last place the last one.
+        length: number of places. If it is 1, the only place has `p_max`.
 
     Returns:
         A value in [2, p_max].
     """
-    if schedule == "constant":
-        return p_max
     progress = min(max(index, 0) / max(length - 1, 1), 1.0)
-    share = (1.0 + math.cos(math.pi * progress)) / 2.0 if schedule == "cosine" else 1.0 - progress
-    return 2.0 + (p_max - 2.0) * share
+    return 2.0 + (p_max - 2.0) * P_SCHEDULES[schedule].share(Place(progress, 1.0))
 
 
 def p_following_lr(p_max: float, lr: float, peak_lr: float) -> float:
-    """The order of the norm with `p - 2` in proportion to the learning rate: `2 + (p_max - 2) * lr / peak_lr`.
+    """The order of the norm with `p - 2` proportional to the learning rate: `2 + (p_max - 2) * lr / peak_lr`.
 
     Args:
-        p_max: value at the peak, at least 2; a learning rate above the peak does not go beyond it.
+        p_max: value at the peak, at least 2. A learning rate above the peak gives `p_max` too.
         lr: learning rate in force.
-        peak_lr: learning rate at which p is `p_max`; where it is 0, p is `p_max`.
+        peak_lr: learning rate at which p is `p_max`. If it is 0, p is `p_max`.
     """
-    share = min(max(lr / peak_lr, 0.0), 1.0) if peak_lr > 0 else 1.0
-    return 2.0 + (p_max - 2.0) * share
+    return 2.0 + (p_max - 2.0) * P_SCHEDULES["lr"].share(Place(0.0, _lr_share(lr, peak_lr)))
 
 
 def unwrap_optimizer(optimizer: Any) -> Any:
@@ -89,12 +143,12 @@ def unwrap_scheduler(lr_scheduler: Any) -> Any:
 
 
 def current_tie(optimizer: Any) -> PScheduleTie | None:
-    """The tie by which [`tie_p_schedule`] governs the `p` of this optimizer, wrapped or not; None if there is none."""
+    """The tie that [`tie_p_schedule`][hf_lpsgd.tie_p_schedule] made for this optimizer, wrapped or not, or None."""
     return getattr(unwrap_optimizer(optimizer), _TIE, None)
 
 
 class PScheduleTie:
-    """What [`tie_p_schedule`] returns: the tie between an optimizer's p and an LR scheduler.
+    """The tie between an optimizer's p and an LR scheduler; [`tie_p_schedule`][hf_lpsgd.tie_p_schedule] makes it.
 
     Attributes:
         optimizer: the LPSGD or LPSGDM optimizer, unwrapped.
@@ -106,10 +160,10 @@ class PScheduleTie:
         self,
         optimizer: LpOptimizer,
         lr_scheduler: Any,
-        schedule: str,
+        schedule: PSchedule,
         num_training_steps: int,
         num_warmup_steps: int,
-        granularity: str,
+        granularity: Granularity,
         steps_per_epoch: int,
         stride: int,
     ) -> None:
@@ -125,7 +179,7 @@ class PScheduleTie:
         self._handle = optimizer.register_step_pre_hook(self._before_step)
 
     def get_p(self) -> list[float]:
-        """The value of p that the LR scheduler's present state calls for, one for each param group."""
+        """The p that belongs to the present state of the LR scheduler, one value per param group."""
         return [self._p(group, index) for index, group in enumerate(self.optimizer.param_groups)]
 
     def remove(self) -> None:
@@ -142,12 +196,13 @@ class PScheduleTie:
             group["p"] = p
 
     def _p(self, group: dict[str, Any], index: int) -> float:
-        p_max = group["p_max"]
-        if self.schedule == "constant":
-            return p_max
-        if self.schedule == "lr":
-            default = self.optimizer.defaults["lr"]
-            return p_following_lr(p_max, float(group["lr"]), _peak_lr(self.lr_scheduler, group, index, default))
+        p_max = float(group["p_max"])
+        record = P_SCHEDULES[self.schedule]
+        if record.follows_lr:
+            peak = _peak_lr(self.lr_scheduler, group, index, self.optimizer.defaults["lr"])
+            return 2.0 + (p_max - 2.0) * record.share(Place(0.0, _lr_share(float(group["lr"]), peak)))
+        if not record.needs_horizon:
+            return annealed_p(self.schedule, p_max, 0, 1)
         step = scheduler_step(self.lr_scheduler) // self._stride
         if step < self.num_warmup_steps:
             return p_max
@@ -161,38 +216,41 @@ class PScheduleTie:
 def tie_p_schedule(
     optimizer: Any,
     lr_scheduler: Any,
-    schedule: str = "cosine",
+    schedule: PSchedule = "cosine",
     *,
     num_training_steps: int | None = None,
     num_warmup_steps: int = 0,
-    granularity: str = "step",
+    granularity: Granularity = "step",
     steps_per_epoch: int | None = None,
 ) -> PScheduleTie:
     """Let the p of an optimizer follow an LR scheduler.
 
-    From now on each `optimizer.step()` first sets `group["p"]` in every param group from the group's `p_max` and the
-    LR scheduler's own step count and learning rate. There is nothing to save besides the optimizer and the LR
-    scheduler: after both are loaded, p goes on where it was. Tying again replaces the tie there was. A deepcopy or a
-    pickle of the optimizer is not tied, as it is not the LR scheduler's either. Tie before the first step.
+    From now on each `optimizer.step()` first sets `group["p"]` in every param group. The value follows from the
+    group's `p_max` and from the LR scheduler's step count and learning rate. So a checkpoint needs only the optimizer
+    and the LR scheduler: once both are loaded, p continues where it was.
+
+    Call it before the first step. A second call replaces the tie of the first. A deepcopy or a pickle of the optimizer
+    has no tie, just as it has no LR scheduler.
 
     Args:
-        optimizer: an [`LPSGD`] or [`LPSGDM`], also as wrapped by Accelerate or DeepSpeed.
+        optimizer: an [`LPSGD`][hf_lpsgd.LPSGD] or [`LPSGDM`][hf_lpsgd.LPSGDM], also as wrapped by Accelerate or
+            DeepSpeed.
         lr_scheduler: its LR scheduler, of torch, transformers or DeepSpeed, also as wrapped by Accelerate.
-        schedule: `"cosine"`, the paper's, from `p_max` to 2; `"linear"`; `"lr"`, with `p - 2` in proportion to the
-            learning rate over its peak, so that p follows any LR curve; `"constant"`, at `p_max`.
-        num_training_steps: the run's length, the number the LR scheduler itself was given; `cosine` and `linear` need
-            it. At the last of these steps p is 2, and it stays there.
-        num_warmup_steps: for how many of these steps `cosine` and `linear` hold p at `p_max` first.
-        granularity: `"step"`, or `"epoch"`, for which p changes only from epoch to epoch, by the paper's formula to
-            the letter (a warm-up holds p at `p_max` and leaves the formula as it is).
-        steps_per_epoch: LR scheduler steps in an epoch; `granularity="epoch"` needs it.
+        schedule: `"cosine"`, the paper's, from `p_max` to 2; `"linear"`; `"lr"`, with `p - 2` proportional to the
+            learning rate, so that p follows any LR schedule; `"constant"`, at `p_max`.
+        num_training_steps: length of the run, the same number that the LR scheduler was given. `cosine` and `linear`
+            need it. At the last of these steps p is 2, and it stays there.
+        num_warmup_steps: for how many of these steps `cosine` and `linear` first hold p at `p_max`.
+        granularity: `"step"`, or `"epoch"`: p changes only between epochs, exactly by the paper's formula. A warm-up
+            holds p at `p_max` and does not shift the formula.
+        steps_per_epoch: LR scheduler steps per epoch. `granularity="epoch"` needs it.
 
     Returns:
-        The tie, whose `remove()` ends it and whose `get_p()` tells the values for the next step.
+        The tie. Its `remove()` ends it, and its `get_p()` tells the values for the next step.
 
     Raises:
-        ValueError: an argument is not one of the allowed, one that the schedule needs is missing, or the LR scheduler
-            counts evaluations (ReduceLROnPlateau, GreedyLR) where the schedule needs steps.
+        ValueError: an argument is not allowed, one that the schedule needs is missing, the optimizer is not LPSGD or
+            LPSGDM, or the LR scheduler counts evaluations (ReduceLROnPlateau, GreedyLR) and the schedule needs steps.
     """
     base = unwrap_optimizer(optimizer)
     if not isinstance(base, LpOptimizer):
@@ -201,21 +259,22 @@ def tie_p_schedule(
             + (_REPLACED if type(base).__name__.startswith("DeepSpeedCPU") else "")
         )
     scheduler = unwrap_scheduler(lr_scheduler)
-    check_choice("p schedule", schedule, P_SCHEDULES)
-    check_choice("granularity", granularity, GRANULARITIES)
+    replace(P_SCHEDULE, name="p schedule").check(schedule)
+    replace(P_GRANULARITY, name="granularity").check(granularity)
     check_granularity(schedule, granularity)
     needed = "the p schedule needs it"
-    with_horizon = schedule in _WITH_HORIZON
-    _check_count("num_training_steps", num_training_steps, 1, needed, optional=not with_horizon)
-    _check_count("num_warmup_steps", num_warmup_steps, 0, "0 is no warm-up")
+    record = P_SCHEDULES[schedule]
+    with_horizon = record.needs_horizon
+    check_count("num_training_steps", num_training_steps, 1, needed, optional=not with_horizon)
+    check_count("num_warmup_steps", num_warmup_steps, 0, "0 is no warm-up")
     by_epochs = with_horizon and granularity == "epoch"
-    _check_count("steps_per_epoch", steps_per_epoch, 1, "granularity 'epoch' needs it", optional=not by_epochs)
+    check_count("steps_per_epoch", steps_per_epoch, 1, "granularity 'epoch' needs it", optional=not by_epochs)
     if with_horizon:
         check_scheduler_counts_steps(type(scheduler).__name__, schedule, _counts_evaluations(scheduler))
         scheduler_step(scheduler)
-    elif schedule == "lr":
+    elif record.follows_lr:
         for group in base.param_groups:
-            # ReduceLROnPlateau leaves no trace of where it started; in the group, the checkpoint carries it.
+            # ReduceLROnPlateau does not keep the rate that it began with. In the group, checkpoints hold it.
             group.setdefault("initial_lr", _first_lr(group, base, scheduler))
     stride = steps_per_update(lr_scheduler)
     previous = current_tie(base)
@@ -257,53 +316,47 @@ def scheduler_step(lr_scheduler: Any) -> int:
 
 
 def steps_per_update(lr_scheduler: Any) -> int:
-    """How many steps the LR scheduler makes for one optimizer step.
+    """How many steps the LR scheduler makes per optimizer step.
 
-    It is 1, but for a scheduler that Accelerate prepared without `split_batches`: that one makes as many steps as
-    there are processes.
+    It is 1, except for a scheduler that Accelerate prepared without `split_batches`. That one makes one step per
+    process.
     """
     wrapper = type(lr_scheduler).__name__
     if wrapper != "AcceleratedScheduler" or lr_scheduler.split_batches or not lr_scheduler.step_with_optimizer:
         return 1
     from accelerate.state import AcceleratorState
 
-    return AcceleratorState().num_processes
+    return int(AcceleratorState().num_processes)
 
 
-def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    """Fail unless `value` is one of `allowed`.
-
-    Raises:
-        ValueError: names the option, the value and what is allowed.
-    """
-    if value not in allowed:
-        raise ValueError(f"Invalid {name}: {value!r}. It must be one of {', '.join(allowed)}.")
-
-
-def check_granularity(schedule: str, granularity: str) -> None:
-    """Fail where p should follow the learning rate, which may change at each step, from epoch to epoch only.
+def check_granularity(schedule: PSchedule, granularity: Granularity) -> None:
+    """Fail where p should follow the learning rate, but change only between epochs.
 
     Raises:
         ValueError: says what to use instead.
     """
-    if schedule == "lr" and granularity == "epoch":
+    if P_SCHEDULES[schedule].follows_lr and granularity == "epoch":
         raise ValueError(
-            "The p schedule 'lr' follows the learning rate step by step and knows no epochs. Use the granularity "
-            "'step', or the p schedule 'cosine' or 'linear'."
+            f"The p schedule {schedule!r} follows the learning rate step by step and knows no epochs. Use the "
+            "granularity 'step', or the p schedule 'cosine' or 'linear'."
         )
 
 
-def check_scheduler_counts_steps(scheduler_name: str, schedule: str, counts_evaluations: bool) -> None:
+def check_scheduler_counts_steps(scheduler_name: str, schedule: PSchedule, counts_evaluations: bool) -> None:
     """Fail where a schedule of p that goes by steps meets an LR scheduler that counts evaluations.
 
     Raises:
         ValueError: says which p schedules work with this LR scheduler.
     """
-    if schedule in _WITH_HORIZON and counts_evaluations:
+    if P_SCHEDULES[schedule].needs_horizon and counts_evaluations:
         raise ValueError(
             f"The p schedule {schedule!r} goes by training steps, and the LR scheduler {scheduler_name} counts "
             "evaluations. Use the p schedule 'lr' (p falls when the learning rate does) or 'constant'."
         )
+
+
+def _lr_share(lr: float, peak_lr: float) -> float:
+    return min(max(lr / peak_lr, 0.0), 1.0) if peak_lr > 0 else 1.0
 
 
 def _peak_lr(lr_scheduler: Any, group: dict[str, Any], index: int, default: float) -> float:
@@ -313,7 +366,7 @@ def _peak_lr(lr_scheduler: Any, group: dict[str, Any], index: int, default: floa
         return max(_peak_lr(member, group, index, default) for member in members)
     if isinstance(lr_scheduler, OneCycleLR):  # whose initial_lr is not its peak
         return float(group["max_lr"])
-    # CyclicLR and most of DeepSpeed's have the one, DeepSpeed's WarmupCosineLR the other.
+    # CyclicLR and most schedulers of DeepSpeed have max_lrs, its WarmupCosineLR has org_lrs.
     peaks = getattr(lr_scheduler, "max_lrs", None) or getattr(lr_scheduler, "org_lrs", None)
     if peaks and not _counts_evaluations(lr_scheduler):
         return float(peaks[min(index, len(peaks) - 1)])
@@ -328,10 +381,3 @@ def _counts_evaluations(lr_scheduler: Any) -> bool:
 def _first_lr(group: dict[str, Any], optimizer: LpOptimizer, lr_scheduler: Any) -> float:
     is_fresh = not getattr(lr_scheduler, "last_epoch", 0)
     return float(group["lr"] if is_fresh else optimizer.defaults["lr"])
-
-
-def _check_count(name: str, value: Any, low: int, why: str, *, optional: bool = False) -> None:
-    if optional and value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < low:
-        raise ValueError(f"Invalid {name}: {value!r}. It must be an integer of at least {low}: {why}.")

@@ -19,7 +19,7 @@ from curves import plot_history
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, get_token
 
 from hf_lpsgd.optim.base import LpOptimizer
-from hf_lpsgd.schedules import unwrap_optimizer
+from hf_lpsgd.schedules import P_SCHEDULES, unwrap_optimizer
 from hf_lpsgd.trainer import OPTIMIZERS, OptimArgs
 from hf_lpsgd.trainer.optim_args import name_of
 
@@ -324,7 +324,7 @@ def _lp_settings(trainer: Any) -> dict[str, Any]:
         return dict(optimizer.param_groups[0])
     optim = name_of(trainer.args.optim)
     given = OptimArgs.parse(optim, trainer.args.optim_args).optimizer_kwargs
-    return OPTIMIZERS[optim]([torch.zeros(1)], weight_decay=trainer.args.weight_decay, **given).param_groups[0]
+    return OPTIMIZERS[optim].cls([torch.zeros(1)], weight_decay=trainer.args.weight_decay, **given).param_groups[0]
 
 
 def _optimizer_words(trainer: Any) -> str:
@@ -334,13 +334,7 @@ def _optimizer_words(trainer: Any) -> str:
         given = f" with `{args.optim_args}`" if args.optim_args else ""
         return f"The optimizer is the Trainer's `{optim}`{given}."
     parsed, group = OptimArgs.parse(optim, args.optim_args), _lp_settings(trainer)
-    peak = f"{group['p_max']:g}"
-    course = {
-        "cosine": f"p starts at p_max = {peak}, is held there during warm-up, and falls to 2 along half a cosine",
-        "linear": f"p starts at p_max = {peak}, is held there during warm-up, and falls to 2 in a straight line",
-        "lr": f"p - 2 is in proportion to the learning rate, and p = p_max = {peak} where that is highest",
-        "constant": f"p stays at p_max = {peak}",
-    }[parsed.p_schedule]
+    course = P_SCHEDULES[parsed.p_schedule].course.format(p_max=f"{group['p_max']:g}")
     changes = "" if parsed.p_schedule == "constant" else f"; it changes at every {parsed.p_granularity}"
     what, of, meaning = "SGD", "g", "the gradient"
     if "momentum" in group:

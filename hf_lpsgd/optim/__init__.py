@@ -2,5 +2,6 @@
 
 from .lpsgd import LPSGD
 from .lpsgdm import LPSGDM
+from .registry import OPTIMIZERS, OptimizerRecord
 
-__all__ = ["LPSGD", "LPSGDM"]
+__all__ = ["LPSGD", "LPSGDM", "OPTIMIZERS", "OptimizerRecord"]

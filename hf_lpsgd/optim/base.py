@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from .checks import check_flag, check_number
 from .functional import check_fused
-from .kernels.tensors import PLAIN
+from .kernels.tensors import PLAIN_TENSOR_TYPES
+from .options import LR, Number, P, Switch, check_implementation
 
-# What a step does to one group: (group, parameters, their gradients).
+# A param group, those of its parameters that have gradients, and the gradients.
 _GroupStep = tuple[dict[str, Any], list[Tensor], list[Tensor]]
 
 
 class LpOptimizer(Optimizer):
     """Base of the optimizers that rescale by `(|.| + eps)^rho`; not to be used by itself.
 
-    A subclass names its numeric hyperparameters in `hyperparameters` and implements `_update_group`.
+    A subclass lists the options of its param groups in `options`, `LR` first, and implements `_update_group`.
     """
 
-    hyperparameters: tuple[str, ...] = ()
+    options: ClassVar[tuple[Number | Switch, ...]] = ()
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         self._check(defaults, "")
@@ -32,20 +32,13 @@ class LpOptimizer(Optimizer):
 
     def _check(self, group: dict[str, Any], where: str) -> None:
         """Check the options of a group, and make its numbers plain floats, which any checkpoint can hold."""
-        for name in self.hyperparameters:
-            number = check_number(name, group[name], where)
-            if name != "lr" or not isinstance(group[name], Tensor):
-                group[name] = number
+        for option in self.options:
+            value = option.check(group[option.name], where)
+            if option is not LR or not isinstance(group["lr"], Tensor):
+                group[option.name] = value
         if "p" in group:
-            group["p"] = check_number("p", group["p"], where)
-        check_flag("maximize", group["maximize"], where)
-        check_flag("foreach", group["foreach"], where, optional=True)
-        check_flag("fused", group["fused"], where, optional=True)
-        if group["fused"] and group["foreach"]:
-            raise ValueError(
-                f"Invalid fused{where}: True, with foreach=True. Only one of them can be True; leave both None, and "
-                "the best implementation available will be used."
-            )
+            group["p"] = P.check(group["p"], where)
+        check_implementation(group["foreach"], group["fused"], where)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group, with its own values of any of the constructor's options.
@@ -81,10 +74,11 @@ class LpOptimizer(Optimizer):
                 raise
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # Before anything is replaced, so that a state that is refused changes nothing.
-        present = self.__dict__.get("param_groups", ())  # none where a pickle is read
+        # All checks come first, so that a refused state changes nothing.
+        present = self.__dict__.get("param_groups", ())  # there are none while a pickle is read
+        numbers = [option for option in self.options if isinstance(option, Number)]
         for index, group in enumerate(state.get("param_groups", ())):
-            missing = [name for name in self.hyperparameters if name not in group]
+            missing = [option.name for option in numbers if option.name not in group]
             if missing:
                 raise ValueError(
                     f"The state holds no {' and no '.join(missing)} and so is not one of {type(self).__name__}: "
@@ -93,10 +87,11 @@ class LpOptimizer(Optimizer):
             group.setdefault("p", group["p_max"])
             group.setdefault("maximize", False)
             for name in ("foreach", "fused"):
-                # How to compute is for this machine to say, not for the one that wrote the checkpoint.
+                # The implementation is a matter of this machine, not of the one that wrote the checkpoint.
                 group[name] = present[index][name] if present else group.get(name)
-            for name in (*self.hyperparameters[1:], "p"):  # the learning rate is the LR scheduler's business
-                check_number(name, group[name], " in the loaded state")
+            for option in (*numbers, P):
+                if option is not LR:  # which the LR scheduler sets
+                    option.check(group[option.name], " in the loaded state")
         super().__setstate__(state)
 
     @overload
@@ -139,7 +134,7 @@ class LpOptimizer(Optimizer):
                     f"{type(self).__name__} does not support sparse gradients, and {_describe(group, index)} has one: "
                     "build its module with sparse=False, or give that parameter to torch.optim.SparseAdam."
                 )
-            if type(param) not in PLAIN and hasattr(param, "to_local") and not hasattr(grad, "to_local"):
+            if type(param) not in PLAIN_TENSOR_TYPES and hasattr(param, "to_local") and not hasattr(grad, "to_local"):
                 raise ValueError(
                     f"{_describe(group, index)} is a DTensor and its gradient a plain tensor: make the gradient one "
                     "with torch.distributed.tensor.distribute_tensor."

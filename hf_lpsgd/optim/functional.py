@@ -1,27 +1,40 @@
 """The LPSGD and LPSGDM updates on lists of tensors, without any optimizer state.
 
-Every implementation computes in float32 (float64 for float64 parameters) whatever the dtypes of the parameter, the
-gradient and the momentum buffer are, and rounds once, when it writes. What a step allocates stays below a constant,
-whatever the size of the model.
+[`hf_lpsgd.optim.kernels`][] says what all implementations have in common.
 """
 
 from __future__ import annotations
 
-from types import ModuleType
+import warnings
+from functools import cache
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from .kernels import cpu, cuda, torch_ops
-from .kernels.tensors import PLAIN, Scalars, Trio, local, share_memory_order
+from .kernels import FUSED_KERNELS, torch_ops
+from .kernels.tensors import PLAIN_TENSOR_TYPES, ParamGradBuffer, StepHyperparameters, local, share_memory_order
 
 _FOREACH_DEVICES = ("cuda", "xpu", "mtia")
-_FUSED: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda}
+
+Implementation = Literal["fused", "foreach", "single"]
+
+
+class DefaultImplementation(NamedTuple):
+    """What updates the tensors of a device where neither `foreach` nor `fused` is set.
+
+    Attributes:
+        name: `fused`, `foreach` or `single` (one tensor at a time).
+        why_not_fused: why there is no fused implementation, and what to do; None where it is `fused`.
+    """
+
+    name: Implementation
+    why_not_fused: str | None
 
 
 def rescaling_exponent(p: float) -> float:
-    """The exponent of the rescaling for the norm order `p`, (p - 2) / (p - 1), in [0, 1)."""
+    """The exponent of the rescaling for the norm order `p`: `rho = (p - 2) / (p - 1)`, in [0, 1)."""
     return float((p - 2.0) / (p - 1.0))
 
 
@@ -41,24 +54,24 @@ def lpsgd(
     """Update `params` in place by one LPSGD step: `theta <- (1 - lr*wd) * theta - lr * g / (|g| + eps)^rho`.
 
     Args:
-        params: parameters, any shapes and floating dtypes, changed in place.
+        params: parameters, of any shapes and floating dtypes, changed in place.
         grads: their gradients, of the same shapes.
-        lr: learning rate; a tensor on the parameters' CUDA device is read there, by the fused implementation.
-        p: order of the norm, at least 2; at 2 the rescaling is the identity and costs nothing.
+        lr: learning rate. The fused implementation reads a tensor on the parameters' CUDA device there.
+        p: order of the norm, at least 2. At 2 there is no rescaling, and it costs nothing.
         eps: added to `|g|` before the power.
         weight_decay: decoupled weight decay.
         maximize: ascend instead of descend.
         foreach: use the foreach implementation, or not; see `fused`.
-        fused: use the fused implementation, or not. Where both are None the best one available is used: fused on CUDA
-            and on the CPU, otherwise foreach on accelerators, otherwise one tensor at a time. Tensors that the fused
-            implementation does not do (float64, or a parameter, gradient and buffer of different memory orders) are
-            left to the others.
+        fused: use the fused implementation, or not. Where both are None, the best available one is used: fused on
+            CUDA and on the CPU, otherwise foreach on accelerators, otherwise one tensor at a time. The fused
+            implementation does not update float64 tensors, nor those whose parameter, gradient and buffer differ in
+            memory order; the others update these.
 
     Raises:
         ValueError: `fused` is True and there is no fused implementation for a parameter's device; nothing was changed.
     """
-    scalars = Scalars(lr, 0.0, rescaling_exponent(p), eps, weight_decay, maximize)
-    _update(list(zip(params, grads, [None] * len(params), strict=True)), scalars, foreach, fused)
+    hyper = StepHyperparameters(lr, 0.0, rescaling_exponent(p), eps, weight_decay, maximize)
+    _update(list(zip(params, grads, [None] * len(params), strict=True)), hyper, foreach, fused)
 
 
 @torch.no_grad()
@@ -80,29 +93,46 @@ def lpsgdm(
 
     `m <- momentum*m + (1 - momentum)*g`, then `theta <- (1 - lr*wd) * theta - lr * m / (|m| + eps)^rho`.
 
-    Args:
-        momentum_buffers: the running means of the gradients, shaped as `params`, in float32 or the parameter's dtype,
-            changed in place.
-        momentum: decay of the running mean, in [0, 1).
+    The other arguments and the errors are those of [`lpsgd`][hf_lpsgd.optim.functional.lpsgd].
 
-    The other arguments and the errors are those of [`lpsgd`].
+    Args:
+        params: parameters, as in `lpsgd`.
+        grads: their gradients.
+        momentum_buffers: the moving averages of the gradients, shaped as `params`, in float32 or in the parameter's
+            dtype, changed in place.
+        lr: learning rate.
+        momentum: decay of the moving average, in [0, 1).
+        p: order of the norm.
+        eps: added to `|m|` before the power.
+        weight_decay: decoupled weight decay.
+        maximize: ascend instead of descend.
+        foreach: use the foreach implementation, or not.
+        fused: use the fused implementation, or not.
     """
-    scalars = Scalars(lr, momentum, rescaling_exponent(p), eps, weight_decay, maximize)
-    _update(list(zip(params, grads, momentum_buffers, strict=True)), scalars, foreach, fused)
+    hyper = StepHyperparameters(lr, momentum, rescaling_exponent(p), eps, weight_decay, maximize)
+    _update(list(zip(params, grads, momentum_buffers, strict=True)), hyper, foreach, fused)
 
 
 def why_not_fused(device: torch.device) -> str | None:
     """Why there is no fused implementation for tensors on `device`, and what to do; None if there is one."""
-    if device.type not in _FUSED:
-        return f"there is none for the device {device.type}, only for {' and '.join(_FUSED)}"
-    return _FUSED[device.type].problem(device)
+    if device.type not in FUSED_KERNELS:
+        return f"there is none for the device {device.type}, only for {' and '.join(FUSED_KERNELS)}"
+    return FUSED_KERNELS[device.type].why_unavailable(device)
+
+
+def default_implementation(device: torch.device) -> DefaultImplementation:
+    """The implementation that updates tensors on `device` where neither `foreach` nor `fused` is set."""
+    reason = why_not_fused(device)
+    if reason is None:
+        return DefaultImplementation("fused", None)
+    return DefaultImplementation("foreach" if device.type in _FOREACH_DEVICES else "single", reason)
 
 
 def check_fused(device: torch.device, where: str = "") -> None:
     """Fail where `fused=True` was asked for and tensors are on a device that has no fused implementation.
 
     Args:
-        device: the tensors' device; `meta` tells nothing and is let pass.
+        device: the tensors' device. `meta` is allowed, since the tensors may be moved later.
         where: said after the option's name, as " in param group 1".
 
     Raises:
@@ -116,57 +146,78 @@ def check_fused(device: torch.device, where: str = "") -> None:
         )
 
 
-def _update(trios: list[Trio], scalars: Scalars, foreach: bool | None, fused: bool | None) -> None:
-    by_kind: dict[tuple, list[Trio]] = {}
-    for trio in trios:
-        param, grad, buffer = trio
-        kind = (param.device, param.dtype, grad.dtype, None if buffer is None else buffer.dtype)
-        by_kind.setdefault(kind, []).append(trio)
+def _update(
+    triples: list[ParamGradBuffer], hyper: StepHyperparameters, foreach: bool | None, fused: bool | None
+) -> None:
+    by_kind: dict[tuple[torch.device, tuple[torch.dtype | None, ...]], list[ParamGradBuffer]] = {}
+    for triple in triples:
+        param, grad, buffer = triple
+        kind = (param.device, (param.dtype, grad.dtype, None if buffer is None else buffer.dtype))
+        by_kind.setdefault(kind, []).append(triple)
     if fused:
-        for device, *_ in by_kind:
+        for device, _ in by_kind:
             check_fused(device)
-    for (device, *dtypes), of_kind in by_kind.items():
-        rest = [local(trio) for trio in of_kind]
+    for (device, dtypes), of_kind in by_kind.items():
+        rest = [local(triple) for triple in of_kind]
         if fused or (fused is None and foreach is None and _is_fused_by_default(device)):
-            kernel = _FUSED.get(device.type)
-            if kernel is not None and kernel.supports(device, *dtypes):
-                fitting: list[Trio] = []
-                others: list[Trio] = []
-                for trio in rest:
-                    (fitting if _fits_kernel(trio) else others).append(trio)
-                rest = others
-                if fitting:
-                    kernel.step(fitting, scalars)
-                    for param, _, buffer in fitting:
-                        increment_version(param)
-                        if buffer is not None:
-                            increment_version(buffer)
+            rest = _update_by_kernel(device, dtypes, rest, hyper)
         if rest:
             use_foreach = device.type in _FOREACH_DEVICES if foreach is None else foreach
-            torch_ops.step(rest, scalars, on_cpu=device.type == "cpu", foreach=use_foreach)
+            torch_ops.step(rest, hyper, foreach=use_foreach)
 
 
-def _fits_kernel(trio: Trio) -> bool:
-    """Whether a kernel that is given bare addresses can update it: plain tensors, laid out alike in memory."""
-    param = trio[0]
+def _update_by_kernel(
+    device: torch.device,
+    dtypes: tuple[torch.dtype | None, ...],
+    triples: list[ParamGradBuffer],
+    hyper: StepHyperparameters,
+) -> list[ParamGradBuffer]:
+    """Update those of `triples` that the device's fused kernel can update, and return the others."""
+    kernel = FUSED_KERNELS.get(device.type)
+    if kernel is None or not kernel.supports(device, *dtypes):
+        return triples
+    fitting: list[ParamGradBuffer] = []
+    others: list[ParamGradBuffer] = []
+    for triple in triples:
+        (fitting if _fits_kernel(triple) else others).append(triple)
+    if not fitting:
+        return others
+    if not kernel.step(fitting, hyper):
+        return triples
+    for param, _, buffer in fitting:
+        increment_version(param)
+        if buffer is not None:
+            increment_version(buffer)
+    return others
+
+
+def _fits_kernel(triple: ParamGradBuffer) -> bool:
+    """Whether a kernel that is given bare addresses can update it: plain tensors that share one memory order."""
+    param = triple[0]
     device, shape = param.device, param.shape
     try:
-        for tensor in trio:
+        for tensor in triple:
             if tensor is None:
                 continue
-            if type(tensor) not in PLAIN or tensor.device != device or tensor.shape != shape:
+            if type(tensor) not in PLAIN_TENSOR_TYPES or tensor.device != device or tensor.shape != shape:
                 return False
             if tensor.is_neg() or not tensor.data_ptr():
                 return False
-    except RuntimeError:  # of data_ptr, of the tensors that torch.func maps and transforms
+    except RuntimeError:  # tensors that torch.func maps or transforms have no data_ptr
         return False
-    return share_memory_order(trio)
+    return share_memory_order(triple)
 
 
 def _is_fused_by_default(device: torch.device) -> bool:
-    if torch.compiler.is_compiling():  # which has no use for bare addresses
+    if torch.compiler.is_compiling():  # a compiled graph has no use for bare addresses
         return False
-    reason = why_not_fused(device)
+    name, reason = default_implementation(device)
     if reason is not None and device.type == "cuda":
-        cuda.warn_of(reason)
-    return reason is None
+        _warn_of_slower(reason)
+    return name == "fused"
+
+
+@cache
+def _warn_of_slower(reason: str) -> None:
+    """Say once why the default implementation on CUDA is not the fastest."""
+    warnings.warn(f"hf_lpsgd updates with the slower foreach implementation: {reason}", stacklevel=2)

@@ -9,37 +9,39 @@ from torch.optim.optimizer import ParamsT
 
 from . import functional
 from .base import LpOptimizer
+from .options import EPS, FOREACH, FUSED, LR, MAXIMIZE, P_MAX, WEIGHT_DECAY
 
 
 class LPSGD(LpOptimizer):
-    r"""SGD in the lp norm (LPSGD of Xu and Yang, arXiv:2606.02078).
+    """SGD in the lp norm (LPSGD of Xu and Yang, arXiv:2606.02078).
 
-    With $\rho = (p - 2)/(p - 1)$, element by element,
+    With `rho = (p - 2) / (p - 1)`, element by element,
 
-    $$\theta \leftarrow (1 - \mathrm{lr} \cdot \mathrm{wd})\,\theta - \mathrm{lr}\, g / (|g| + \epsilon)^{\rho}$$
+        theta <- (1 - lr*wd) * theta - lr * g / (|g| + eps)^rho
 
-    `p = 2` is SGD; the larger `p`, the nearer to sign descent. `p` is read from each param group at each step. It
-    starts at `p_max` and stays there until [`~hf_lpsgd.tie_p_schedule`] ties it to an LR scheduler. No state is kept.
+    With `p = 2` it is SGD. With a large `p` it is close to sign descent. Each step reads `p` from the param group. It
+    starts at `p_max` and stays there until [`tie_p_schedule`][hf_lpsgd.tie_p_schedule] ties it to an LR scheduler. No
+    state is kept.
 
     Args:
         params: parameters, named parameters or dicts that define param groups, with their own options.
-        lr (`float`, *optional*, defaults to 1e-3): learning rate, at least 0. A step is about
-            `lr * |g|^(1/(p-1))` in size, so the best value falls as `p_max` rises.
-        p_max (`float`, *optional*, defaults to 20.0): the largest order of the norm, at least 2.
-        eps (`float`, *optional*, defaults to 1e-8): added to `|g|` before the power, at least 0.
-        weight_decay (`float`, *optional*, defaults to 0.0): decoupled weight decay, at least 0.
-        maximize (`bool`, *optional*, defaults to False): ascend the objective.
-        foreach (`bool`, *optional*): use the foreach implementation, or not.
-        fused (`bool`, *optional*): use the fused implementation, or not: on CUDA a Triton kernel, on the CPU compiled
-            C++, both in one pass over memory. Where `foreach` and `fused` are None, the best implementation available
-            is chosen anew at each step: fused, otherwise foreach on accelerators, otherwise one tensor at a time.
+        lr: learning rate, at least 0. An element changes by about `lr * |g|^(1/(p-1))` per step, so the best value
+            falls as `p_max` rises.
+        p_max: the largest order of the norm, at least 2.
+        eps: added to `|g|` before the power, at least 0.
+        weight_decay: decoupled weight decay, at least 0.
+        maximize: ascend the objective.
+        foreach: use the foreach implementation, or not.
+        fused: use the fused implementation, or not: on CUDA a Triton kernel, on the CPU compiled
+            C++, both in one pass over memory. Where `foreach` and `fused` are None, each step uses the best available
+            implementation: fused, otherwise foreach on accelerators, otherwise one tensor at a time.
 
     Raises:
-        ValueError: an option is out of range, in the constructor's arguments or in a param group, a parameter is
-            complex, or `fused` is True and there is no fused implementation for a parameter's device.
+        ValueError: an option of the constructor or of a param group is out of range, a parameter is complex, or
+            `fused` is True and there is no fused implementation for a parameter's device.
     """
 
-    hyperparameters = ("lr", "p_max", "eps", "weight_decay")
+    options = (LR, P_MAX, EPS, WEIGHT_DECAY, MAXIMIZE, FOREACH, FUSED)
 
     def __init__(
         self,

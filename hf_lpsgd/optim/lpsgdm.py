@@ -10,41 +10,42 @@ from torch.optim.optimizer import ParamsT
 
 from . import functional
 from .base import LpOptimizer
+from .options import EPS, FOREACH, FUSED, LR, MAXIMIZE, MOMENTUM, P_MAX, WEIGHT_DECAY
 
 
 class LPSGDM(LpOptimizer):
-    r"""SGD with momentum in the lp norm (LPSGDM of Xu and Yang, arXiv:2606.02078).
+    """SGD with momentum in the lp norm (LPSGDM of Xu and Yang, arXiv:2606.02078).
 
-    With $\rho = (p - 2)/(p - 1)$, element by element,
+    With `rho = (p - 2) / (p - 1)`, element by element,
 
-    $$m \leftarrow \mu\, m + (1 - \mu)\, g$$
-    $$\theta \leftarrow (1 - \mathrm{lr} \cdot \mathrm{wd})\,\theta - \mathrm{lr}\, m / (|m| + \epsilon)^{\rho}$$
+        m     <- momentum * m + (1 - momentum) * g
+        theta <- (1 - lr*wd) * theta - lr * m / (|m| + eps)^rho
 
-    `p = 2` is SGD on an exponential moving average of the gradient; the larger `p`, the nearer to the sign of that
-    average. `p` is read from each param group at each step. It starts at `p_max` and stays there until
-    [`~hf_lpsgd.tie_p_schedule`] ties it to an LR scheduler. The state is one tensor a parameter, `momentum_buffer`,
-    of the parameter's shape and dtype; it starts at zero and there is no bias correction.
+    With `p = 2` it is SGD on an exponential moving average of the gradient. With a large `p` the step is close to the
+    sign of that average. Each step reads `p` from the param group. It starts at `p_max` and stays there until
+    [`tie_p_schedule`][hf_lpsgd.tie_p_schedule] ties it to an LR scheduler. The state is one tensor per parameter,
+    `momentum_buffer`, of the parameter's shape and dtype. It starts at zero, and there is no bias correction.
 
     Args:
         params: parameters, named parameters or dicts that define param groups, with their own options.
-        lr (`float`, *optional*, defaults to 1e-3): learning rate, at least 0. A step is about
-            `lr * |m|^(1/(p-1))` in size, so the best value falls as `p_max` rises.
-        momentum (`float`, *optional*, defaults to 0.9): decay of the moving average, in [0, 1).
-        p_max (`float`, *optional*, defaults to 20.0): the largest order of the norm, at least 2.
-        eps (`float`, *optional*, defaults to 1e-8): added to `|m|` before the power, at least 0.
-        weight_decay (`float`, *optional*, defaults to 0.0): decoupled weight decay, at least 0.
-        maximize (`bool`, *optional*, defaults to False): ascend the objective.
-        foreach (`bool`, *optional*): use the foreach implementation, or not.
-        fused (`bool`, *optional*): use the fused implementation, or not: on CUDA a Triton kernel, on the CPU compiled
-            C++, both in one pass over memory. Where `foreach` and `fused` are None, the best implementation available
-            is chosen anew at each step: fused, otherwise foreach on accelerators, otherwise one tensor at a time.
+        lr: learning rate, at least 0. An element changes by about `lr * |m|^(1/(p-1))` per step, so the best value
+            falls as `p_max` rises.
+        momentum: decay of the moving average, in [0, 1).
+        p_max: the largest order of the norm, at least 2.
+        eps: added to `|m|` before the power, at least 0.
+        weight_decay: decoupled weight decay, at least 0.
+        maximize: ascend the objective.
+        foreach: use the foreach implementation, or not.
+        fused: use the fused implementation, or not: on CUDA a Triton kernel, on the CPU compiled
+            C++, both in one pass over memory. Where `foreach` and `fused` are None, each step uses the best available
+            implementation: fused, otherwise foreach on accelerators, otherwise one tensor at a time.
 
     Raises:
-        ValueError: an option is out of range, in the constructor's arguments or in a param group, a parameter is
-            complex, or `fused` is True and there is no fused implementation for a parameter's device.
+        ValueError: an option of the constructor or of a param group is out of range, a parameter is complex, or
+            `fused` is True and there is no fused implementation for a parameter's device.
     """
 
-    hyperparameters = ("lr", "momentum", "p_max", "eps", "weight_decay")
+    options = (LR, P_MAX, MOMENTUM, EPS, WEIGHT_DECAY, MAXIMIZE, FOREACH, FUSED)
 
     def __init__(
         self,

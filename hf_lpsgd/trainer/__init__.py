@@ -1,6 +1,7 @@
 """The integration with transformers' Trainer: registration, `optim_args`, and the callback that ties and logs p."""
 
-from .optim_args import OPTIMIZERS, OptimArgs, validate_optim_args
+from ..optim import OPTIMIZERS
+from .optim_args import OptimArgs, validate_optim_args
 from .registration import register
 
 __all__ = ["OPTIMIZERS", "OptimArgs", "register", "validate_optim_args"]

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 class LpScheduleCallback(TrainerCallback):
     """Ties p to the LR scheduler when training begins, and logs it wherever `learning_rate` is logged.
 
-    The Trainer has it by default once `hf_lpsgd` is imported; it does nothing for other optimizers.
+    Every Trainer has it once `hf_lpsgd` is imported. It does nothing for other optimizers.
     """
 
     def on_init_end(
@@ -43,21 +43,21 @@ class LpScheduleCallback(TrainerCallback):
         if parsed is None:
             if isinstance(base, LpOptimizer) and current_tie(base) is None:
                 logger.warning(
-                    "No p schedule is tied to the %s given to this Trainer, so p stays at p_max. "
+                    "The %s given to this Trainer has no p schedule, so p stays at p_max. "
                     "Choose the optimizer by --optim, or call hf_lpsgd.tie_p_schedule.",
                     type(base).__name__,
                 )
             return
         if not isinstance(base, LpOptimizer):
             raise ValueError(
-                f"--optim {name_of(args.optim)} was asked for and the Trainer trains with "
-                f"{type(base).__name__}, whose p cannot be tied. Give the Trainer no optimizer of its own "
-                "(nor one in a DeepSpeed config)."
+                f"--optim {name_of(args.optim)} was asked for, but the Trainer trains with {type(base).__name__}, "
+                "which has no p. Do not give the Trainer an optimizer of its own, neither as an object nor in a "
+                "DeepSpeed config."
             )
         tie = current_tie(base)
         if tie is not None and not tie.by_trainer:
             logger.warning(
-                "p stays tied as you tied it: p_schedule=%s of --optim_args has no effect.", parsed.p_schedule
+                "Keeping the p schedule already attached; ignoring p_schedule=%s of --optim_args.", parsed.p_schedule
             )
             return
         steps_per_epoch = None
@@ -86,8 +86,8 @@ class LpScheduleCallback(TrainerCallback):
         base = unwrap_optimizer(optimizer)
         if not isinstance(base, LpOptimizer) or logs is None or "learning_rate" not in logs:
             return
-        logs["p"] = base.param_groups[0]["p"]  # for the callbacks after this one
-        # The Trainer has put a copy of the logs in its history before.
+        logs["p"] = base.param_groups[0]["p"]  # for the callbacks that come later
+        # The Trainer has already put a copy of the logs into its history.
         if state.log_history and "learning_rate" in state.log_history[-1]:
             state.log_history[-1]["p"] = logs["p"]
 
@@ -97,7 +97,7 @@ def _update_steps_per_epoch(args: TrainingArguments, train_dataloader: Any) -> i
         batches = len(train_dataloader)
     except TypeError:
         raise ValueError(
-            "p_granularity=epoch needs to know how long an epoch is, and this training dataset has no length. "
+            "p_granularity=epoch needs the length of an epoch, and this training dataset has no length. "
             "Use p_granularity=step."
         ) from None
     return max(-(-batches // args.gradient_accumulation_steps), 1)

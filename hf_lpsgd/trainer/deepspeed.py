@@ -1,4 +1,4 @@
-"""What a DeepSpeed config may and may not say when LPSGD or LPSGDM trains."""
+"""Checks of a DeepSpeed config that is to train with LPSGD or LPSGDM."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ logger = logging.getLogger(__name__)
 
 
 def fit_deepspeed_config(args: TrainingArguments) -> None:
-    """Check the DeepSpeed config of these arguments, if there is one, and let the optimizer run where it offloads.
+    """Check the DeepSpeed config of these arguments, if there is one, and keep the optimizer where it offloads.
 
     Raises:
-        ValueError: the config would have another optimizer train; says what to change.
+        ValueError: the config would train with another optimizer; says what to change.
     """
     plugin = getattr(args, "deepspeed_plugin", None)
     if plugin is None:
@@ -29,11 +29,11 @@ def fit_deepspeed_config(args: TrainingArguments) -> None:
             f"Drop the section from the config: --optim {optim} works with every ZeRO stage."
         )
     offload = config.get("zero_optimization", {}).get("offload_optimizer") or {}
-    # Unless told otherwise, Accelerate replaces an offloaded optimizer by DeepSpeed's CPU Adam without a word.
+    # Accelerate silently replaces an offloaded optimizer by DeepSpeed's CPU Adam, unless this entry is false.
     if offload.get("device") not in (None, "none") and config.setdefault("zero_force_ds_cpu_optimizer", False):
         raise ValueError(
-            "The DeepSpeed config says `zero_force_ds_cpu_optimizer: true`, which would have DeepSpeed's CPU Adam "
-            f"train instead of --optim {optim}. Drop the entry, or make it false."
+            "The DeepSpeed config says `zero_force_ds_cpu_optimizer: true`. Then DeepSpeed's CPU Adam would train "
+            f"instead of --optim {optim}. Drop the entry, or make it false."
         )
     if "gradient_clipping" not in config:
         logger.warning(

@@ -1,4 +1,4 @@
-"""Makes `lpsgd` and `lpsgdm` known to transformers, without replacing anything of it."""
+"""Makes the optimizers known to transformers, and replaces nothing there."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-from .optim_args import OPTIMIZERS, optimizer_class_and_kwargs
+from ..optim import OPTIMIZERS
+from .optim_args import optimizer_class_and_kwargs
 
 _TRAINER = "transformers.trainer"
 _NEEDS = "hf_lpsgd needs transformers>=5.2,<6"
 
 
 def register() -> None:
-    """Make `lpsgd` and `lpsgdm` valid for `TrainingArguments(optim=...)`, once; `import hf_lpsgd` calls it.
+    """Make every name in `hf_lpsgd.optim.OPTIMIZERS` valid for `TrainingArguments(optim=...)`.
 
-    The names become members of `OptimizerNames`, each with a handler, and every Trainer made from now on has
-    [`~hf_lpsgd.trainer.callback.LpScheduleCallback`].
+    `import hf_lpsgd` calls it. A second call adds only what is new in `OPTIMIZERS`. The names become members of
+    `OptimizerNames`, each with a handler, and every Trainer made from now on has the callback that ties and logs p.
 
     Raises:
-        ImportError: transformers is missing, or lacks one of the places for this; says which and what to install.
+        ImportError: transformers is missing, or lacks what this needs; says which and what to install.
     """
     if find_spec("transformers") is None:
         raise ImportError(f"{_NEEDS}, which is not installed: pip install 'transformers>=5.2,<6'")
@@ -49,10 +50,10 @@ def register() -> None:
             member.__reduce_ex__ = lambda protocol, name=name: (_registered_member, (name,))
         handlers[names(name)] = _handler
     if _TRAINER in sys.modules:
-        # Another thread may be in the middle of importing it; this waits for it.
+        # Another thread may still be importing it; this waits for that.
         _add_callback(importlib.import_module(_TRAINER))
     elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
-        # Importing the Trainer takes seconds, which a script that does not use it should not pay.
+        # Importing the Trainer takes seconds, too long for a script that does not use it.
         sys.meta_path.insert(0, _AfterImport(_TRAINER, _add_callback))
 
 
@@ -69,9 +70,9 @@ def _handler(context: Any) -> tuple[Any, dict[str, Any]]:
     trainer = sys.modules.get(_TRAINER)
     if trainer is not None and LpScheduleCallback not in getattr(trainer, "DEFAULT_CALLBACKS", ()):
         raise ValueError(
-            "The Trainer does not have the callback of hf_lpsgd, so p would not be annealed: was transformers.trainer "
-            "reloaded, or hf_lpsgd imported in the middle of its import? Call hf_lpsgd.trainer.register() and make "
-            "the Trainer anew."
+            "The Trainer does not have the callback of hf_lpsgd, so p would not be annealed. Perhaps "
+            "transformers.trainer was reloaded, or hf_lpsgd was imported during its import. Call "
+            "hf_lpsgd.trainer.register(), then make a new Trainer."
         )
     return optimizer_class_and_kwargs(context.args)
 

@@ -44,13 +44,13 @@ def implement(monkeypatch, load_kernel):
     """Makes an implementation usable on the CPU, and returns the options that ask for it."""
 
     def prepare(name):
-        reason = cpu.problem(torch.device("cpu")) if name == "fused" else None
+        reason = cpu.why_unavailable(torch.device("cpu")) if name == "fused" else None
         if reason is not None:
             (pytest.fail if "CI" in os.environ and shutil.which("c++") else pytest.skip)(reason)
         if name == "triton":
             load_kernel(interpret=True)
-            on_cpu = SimpleNamespace(step=cuda.step, supports=cuda.supports, problem=lambda device: None)
-            monkeypatch.setattr(functional, "_FUSED", {"cpu": on_cpu})
+            on_cpu = SimpleNamespace(step=cuda.step, supports=cuda.supports, why_unavailable=lambda device: None)
+            monkeypatch.setattr(functional, "FUSED_KERNELS", {"cpu": on_cpu})
         return IMPLEMENTATIONS[name]
 
     return prepare
@@ -62,9 +62,9 @@ def kernel_calls(monkeypatch):
     calls = []
 
     def recorded(real):
-        def step(trios, scalars):
-            calls.append(len(trios))
-            real(trios, scalars)
+        def step(triples, hyper):
+            calls.append(len(triples))
+            return real(triples, hyper)
 
         return step
 

@@ -120,7 +120,7 @@ def test_the_default_on_the_cpu_is_the_fused_kernel_chosen_at_each_step(cls, imp
     assert kernel_calls == [2]
     assert "fused" not in str(optimizer.state_dict()["state"])
     assert optimizer.state_dict()["param_groups"][0]["fused"] is None
-    monkeypatch.setattr(cpu, "problem", lambda device: "it is gone")
+    monkeypatch.setattr(cpu, "why_unavailable", lambda device: "it is gone")
     optimizer.step()
     assert kernel_calls == [2]
 
@@ -233,7 +233,7 @@ def test_fused_on_a_device_without_it_is_refused_when_built_and_before_a_step_ch
     optimizer.param_groups[1]["fused"] = True
     for param in params:
         param.grad = torch.ones(2)
-    monkeypatch.setattr(functional, "_FUSED", {})
+    monkeypatch.setattr(functional, "FUSED_KERNELS", {})
     with pytest.raises(ValueError, match=r"Invalid fused: True.*there is none for the device cpu"):
         optimizer.step()
     assert all(torch.equal(param, torch.ones(2)) for param in params)

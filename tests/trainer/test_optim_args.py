@@ -101,7 +101,7 @@ def test_bad_training_arguments_stop_the_trainers_constructor_with_one_line(chan
 
 
 def test_fused_where_it_cannot_be_is_told_by_the_trainers_constructor(make_trainer, monkeypatch):
-    monkeypatch.setattr(functional, "_FUSED", {})
+    monkeypatch.setattr(functional, "FUSED_KERNELS", {})
     with pytest.raises(ValueError, match=r"Invalid fused in optim_args: True\..*none for the device cpu.*fused=None"):
         make_trainer(optim_args="fused=true")
 

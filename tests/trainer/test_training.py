@@ -57,7 +57,7 @@ def test_the_fused_step_is_used_as_optim_args_say_and_by_default(optim_args, fus
         pytest.skip("hf_lpsgd was installed without its CPU kernel")
     calls = []
     real = cpu.step
-    monkeypatch.setattr(cpu, "step", lambda trios, scalars: calls.append(len(trios)) or real(trios, scalars))
+    monkeypatch.setattr(cpu, "step", lambda triples, hyper: calls.append(len(triples)) or real(triples, hyper))
     trainer = make_trainer(optim_args=optim_args, max_steps=3)
     trainer.train()
     expected = [len(group["params"]) for group in trainer.optimizer.param_groups]  # with weight decay, and without
@@ -297,7 +297,7 @@ def test_an_optimizer_of_the_users_own_without_a_tie_stays_at_p_max_with_a_warni
     with caplog.at_level(logging.WARNING):
         trainer.train()
     assert logged(trainer) == [6.0] * 3
-    assert "No p schedule is tied to the LPSGDM" in caplog.text
+    assert "The LPSGDM given to this Trainer has no p schedule" in caplog.text
 
 
 def test_a_trainer_without_the_callback_refuses_to_train_at_p_max(make_trainer, monkeypatch):
@@ -310,7 +310,7 @@ def test_asking_for_lpsgdm_and_giving_another_optimizer_is_refused(make_trainer)
     model = make_trainer().model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     trainer = make_trainer(model=model, optimizers=(optimizer, None), max_steps=3)
-    with pytest.raises(ValueError, match="--optim lpsgdm was asked for and the Trainer trains with SGD"):
+    with pytest.raises(ValueError, match="--optim lpsgdm was asked for, but the Trainer trains with SGD"):
         trainer.train()
 
 

@@ -1,4 +1,7 @@
-"""The fused step on the CPU: one pass over memory, by cpu_kernel.cpp, which the installation compiles if it can."""
+"""The fused step on the CPU: one pass over memory, by cpu_kernel.cpp.
+
+`pip install` compiles it where there is a C++ compiler.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .tensors import Scalars, Trio
+from .tensors import ParamGradBuffer, StepHyperparameters
 
 _INTERFACE = 1
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 _INSTALL = (
-    "install a C++ compiler with OpenMP (Debian, Ubuntu: apt install g++) and then hf_lpsgd anew "
-    "(pip install --force-reinstall --no-deps)"
+    "install a C++ compiler with OpenMP (Debian, Ubuntu: apt install g++), then hf_lpsgd again from its source "
+    "(in a clone of it: pip install --force-reinstall --no-deps .)"
 )
 
 
-# In a forked child OpenMP waits for the parent's threads for ever.
+# In a forked child OpenMP would wait forever for the threads of the parent, so a child uses one thread.
 _is_forked = False
 
 
@@ -48,7 +51,7 @@ def _library() -> ctypes.CDLL | str:
     except (OSError, AttributeError) as error:
         return f"the compiled CPU step of hf_lpsgd cannot be loaded ({error}): {_INSTALL}"
     if interface != _INTERFACE:
-        return "the compiled CPU step of hf_lpsgd is that of another version: install hf_lpsgd anew"
+        return "the compiled CPU step of hf_lpsgd is that of another version: install hf_lpsgd again"
     library.hf_lpsgd_instructions.restype = ctypes.c_char_p
     library.hf_lpsgd_step.restype = None
     library.hf_lpsgd_step.argtypes = (
@@ -57,7 +60,7 @@ def _library() -> ctypes.CDLL | str:
     return library
 
 
-def problem(device: torch.device) -> str | None:
+def why_unavailable(device: torch.device) -> str | None:
     """Why the fused step cannot be used on the CPU here, and what to do; None if it can."""
     library = _library()
     return library if isinstance(library, str) else None
@@ -74,23 +77,18 @@ def supports(device: torch.device, *dtypes: torch.dtype | None) -> bool:
     return all(dtype is None or dtype in _DTYPES for dtype in dtypes)
 
 
-def step(trios: list[Trio], scalars: Scalars) -> None:
-    """Update dense tensors of the same memory order, of the same dtypes, in place.
-
-    Args:
-        trios: parameters, gradients and momentum buffers (or None).
-        scalars: the numbers of the step.
-    """
+def step(triples: list[ParamGradBuffer], hyper: StepHyperparameters) -> bool:
+    """Update dense tensors in place, as the contract of [`hf_lpsgd.optim.kernels`][] says; always True."""
     library = _library()
     assert isinstance(library, ctypes.CDLL)
-    lr, momentum, rho, eps, weight_decay, maximize = scalars
+    lr, momentum, rho, eps, weight_decay, maximize = hyper
     lr = float(lr)
-    params, grads, buffers = zip(*trios, strict=True)
-    addresses = ctypes.c_int64 * len(trios)
+    params, grads, buffers = zip(*triples, strict=True)
+    addresses = ctypes.c_int64 * len(triples)
     has_buffers = buffers[0] is not None
-    dtypes = [_DTYPES[t.dtype] for t in trios[0] if t is not None]
+    dtypes = [_DTYPES[t.dtype] for t in triples[0] if t is not None]
     library.hf_lpsgd_step(
-        len(trios),
+        len(triples),
         addresses(*map(Tensor.data_ptr, params)),
         addresses(*map(Tensor.data_ptr, grads)),
         addresses(*map(Tensor.data_ptr, buffers)) if has_buffers else None,
@@ -104,3 +102,4 @@ def step(trios: list[Trio], scalars: Scalars) -> None:
         maximize,
         1 if _is_forked else torch.get_num_threads(),
     )
+    return True

@@ -1,11 +1,11 @@
 // The LPSGD and LPSGDM step on the CPU: one pass over memory for all tensors of a call, on several threads.
 //
-// It has a plain C interface and needs neither torch's nor Python's headers, so that it builds in seconds wherever there
-// is a C++ compiler with OpenMP, and one build serves every version of torch.
+// It has a plain C interface and needs no headers of torch or Python. So it builds in seconds with any C++ compiler that
+// has OpenMP, and one build works with every version of torch.
 //
-// Each element goes through the same operations in the same order, wherever it stands in its tensor and however many
-// threads there are: the vector loop is only ever run on whole multiples of kLanes. A sharded step therefore gives, bit
-// for bit, what an unsharded one gives.
+// Each element goes through the same operations in the same order, whatever its place in the tensor and the number of
+// threads: the vector loop always runs on whole multiples of kLanes. So a sharded step gives bit for bit what an
+// unsharded step gives.
 
 #include <algorithm>
 #include <cmath>
@@ -107,7 +107,7 @@ INLINE void update(float* __restrict param, const float* __restrict grad, float*
 INLINE float from_float16(uint16_t half) {
   const int32_t magnitude = half & 0x7fff;
   const int32_t normal = (magnitude << 13) + (112 << 23);
-  // Not by a float that is subnormal itself, which some threads may be told to take for zero.
+  // Computed without subnormal floats, which a thread may be set to treat as zero.
   const int32_t subnormal = as_bits(static_cast<float>(magnitude) * 0x1p-24f);
   const int32_t finite = magnitude < 0x0400 ? subnormal : normal;
   const int32_t special = magnitude >= 0x7c00 ? 0x7f800000 : 0;  // infinities and NaN
@@ -133,7 +133,7 @@ INLINE uint16_t to_bfloat16(float value) {
   return static_cast<uint16_t>((value != value ? 0x7fc00000 : rounded) >> 16);
 }
 
-// Elements as float32: where they lie if they can be used there, else converted into `scratch`.
+// Elements as float32: in place where that is possible, else converted into `scratch`.
 INLINE float* open(void* data, int32_t dtype, int64_t start, int64_t size, float* scratch) {
   if (dtype == kFloat32) {
     float* values = static_cast<float*>(data) + start;
@@ -184,7 +184,7 @@ INLINE void update_range(const Tensors& tensors, const int32_t* dtypes, int64_t 
 
 using RangeUpdate = void (*)(const Tensors&, const int32_t*, int64_t, int64_t, const Options&, Mean, bool);
 
-// One copy of the loops for each instruction set; the best one is chosen where it runs.
+// One copy of the loops per instruction set. The best one that the CPU has is chosen at run time.
 #define DEFINE_RANGE_UPDATE(name, target)                                                               \
   target void name(const Tensors& tensors, const int32_t* dtypes, int64_t start, int64_t end,           \
                    const Options& options, Mean mean, bool rescale) {                                   \
@@ -237,8 +237,8 @@ const Implementation& implementation() {
   return best;
 }
 
-// Where in a tensor of `size` elements, the first of which is number `first` of all, a thread's share that begins or
-// ends at number `bound` of all does so.
+// The elements of all tensors are numbered one after another, and a thread's share begins or ends at number `bound`.
+// Returns where that is within the tensor of `size` elements whose first element has the number `first`.
 int64_t cut(int64_t bound, int64_t first, int64_t size) {
   const int64_t place = std::clamp<int64_t>(bound - first, 0, size);
   return place == size ? size : place - place % kAlign;
@@ -248,14 +248,14 @@ int64_t cut(int64_t bound, int64_t first, int64_t size) {
 
 extern "C" {
 
-// Changes with the signature below, so that a build of other sources is not called.
+// Changes whenever the signature below does, so that a library built from other sources is not called.
 int32_t hf_lpsgd_interface() { return 1; }
 
 // The instruction set in use: AVX512, AVX2 or DEFAULT.
 const char* hf_lpsgd_instructions() { return implementation().instructions; }
 
-// Updates `count` dense tensors in place. `buffers` is null for LPSGD. `dtypes` are those of parameters, gradients and
-// buffers, the same for all tensors. The last argument is the most threads to use.
+// Updates `count` dense tensors in place. `buffers` is null for LPSGD. `dtypes` are those of the parameters, the
+// gradients and the buffers; all tensors share them. `most_threads` is the largest number of threads to use.
 void hf_lpsgd_step(int64_t count, void* const* params, const void* const* grads, void* const* buffers,
                    const int64_t* sizes, const int32_t* dtypes, float lr, float decay, float weight, float rho,
                    float eps, int32_t maximize, int32_t most_threads) {

@@ -1,12 +1,11 @@
 """The fused step on CUDA: one launch of a Triton kernel updates all tensors of a param group.
 
-The kernel finds the tensors through a table of addresses on the device. Tables are kept and used again while the
-addresses stay the same; a new one is copied without waiting for the device.
+The kernel reads the addresses of the tensors from a table on the device. A table is kept, and used again while the
+addresses stay the same. A new table is copied to the device without waiting for it.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from contextlib import nullcontext
@@ -16,28 +15,27 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from . import torch_ops
-from .tensors import Scalars, Trio
+from .tensors import ParamGradBuffer, StepHyperparameters
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-_problems: dict[torch.device, str | None] = {}
+_reasons: dict[torch.device, str | None] = {}
 
 
-def problem(device: torch.device) -> str | None:
+def why_unavailable(device: torch.device) -> str | None:
     """Why the fused step cannot be used on this device, and what to do; None if it can."""
-    if device not in _problems:
+    if device not in _reasons:
         if torch.cuda.is_current_stream_capturing():
-            return "the first step cannot be one that a CUDA graph captures: make one before"
+            return "the kernel cannot be tried while a CUDA graph is captured: make one step before the capture"
         try:
-            _problems[device] = _find_problem(device)
-        except torch.OutOfMemoryError:  # which need not stay so
+            _reasons[device] = _find_reason(device)
+        except torch.OutOfMemoryError:  # not kept: there may be memory later
             return "there is no GPU memory left to try it"
-    return _problems[device]
+    return _reasons[device]
 
 
-def _find_problem(device: torch.device) -> str | None:
+def _find_reason(device: torch.device) -> str | None:
     try:
         import triton
 
@@ -51,19 +49,13 @@ def _find_problem(device: torch.device) -> str | None:
         return f"triton needs a GPU of compute capability 7.0 or higher, and this one has {major}.{minor}"
     probe = torch.zeros(1, device=device)
     try:
-        step([(probe, probe.clone(), None)], Scalars(0.0, 0.0, 0.0, 0.0, 0.0, False))
+        step([(probe, probe.clone(), None)], StepHyperparameters(0.0, 0.0, 0.0, 0.0, 0.0, False))
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # without a C compiler, among others, triton fails in ways of its own
+    except Exception as error:  # triton raises errors of many kinds, such as where it finds no C compiler
         said = str(error).strip().splitlines() or [""]
         return f"triton cannot run a kernel here ({type(error).__name__}: {said[-1]})"
     return None
-
-
-@cache
-def warn_of(reason: str) -> None:
-    """Say once why the default implementation is not the fastest."""
-    warnings.warn(f"hf_lpsgd updates with the slower foreach implementation: {reason}", stacklevel=2)
 
 
 @cache
@@ -77,37 +69,30 @@ def supports(device: torch.device, *dtypes: torch.dtype | None) -> bool:
     return True
 
 
-def step(trios: list[Trio], scalars: Scalars) -> None:
-    """Update dense tensors of the same memory order, on one device and of the same dtypes, in place.
+def step(triples: list[ParamGradBuffer], hyper: StepHyperparameters) -> bool:
+    """Update dense tensors in place, as the contract of [`hf_lpsgd.optim.kernels`][] says.
 
-    Nothing waits for the device, and neither a new `lr` or `rho` nor new addresses compile anything anew. In a
-    captured CUDA graph all numbers stay as they were captured, but a learning rate that is a tensor on the device. A
-    step is captured as this one where a step with the same addresses was made before; otherwise, since a table cannot
-    be copied in a capture, as the one of torch's foreach operations.
+    The step does not wait for the device. New values of `lr` or `rho`, or new addresses, compile nothing.
 
-    Args:
-        trios: parameters, gradients and momentum buffers (or None).
-        scalars: the numbers of the step.
+    A captured CUDA graph keeps the hyperparameters of its capture, except a learning rate that is a tensor on the
+    device. A table cannot be copied during a capture. So a step can be captured only if a step with the same addresses
+    was made before; otherwise the result is False.
     """
     from . import triton_kernel as kernel
 
-    lr, momentum, rho, eps, weight_decay, maximize = scalars
-    trios = [trio for trio in trios if trio[0].numel() > 0]
-    if not trios:
-        return
-    device = trios[0][0].device
-    # Anything but a float, such as an int or a number of numpy, would have triton compile anew, or fail.
+    lr, momentum, rho, eps, weight_decay, maximize = hyper
+    device = triples[0][0].device
+    # For an int or a NumPy number triton would compile again, or fail.
     lr = lr if isinstance(lr, Tensor) and lr.device == device else float(lr)
-    sizes = tuple(param.numel() for param, _, _ in trios)
-    addresses = tuple(0 if t is None else t.data_ptr() for trio in trios for t in trio)
-    # It is the CPU where triton interprets the kernel.
+    sizes = tuple(param.numel() for param, _, _ in triples)
+    addresses = tuple(0 if t is None else t.data_ptr() for triple in triples for t in triple)
+    # The device is the CPU where triton interprets the kernel.
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         tensor_of_block = _on_device((sizes, device), lambda: _tensor_of_block(sizes, kernel.BLOCK), device)
         table = _on_device((addresses, sizes, device), lambda: _table(addresses, sizes, kernel.BLOCK), device)
         if tensor_of_block is None or table is None:
-            torch_ops.step(trios, scalars, on_cpu=False, foreach=True)
-            return
-        param_dtype, grad_dtype, buffer_dtype = (None if t is None else kernel.DTYPES[t.dtype] for t in trios[0])
+            return False
+        param_dtype, grad_dtype, buffer_dtype = (None if t is None else kernel.DTYPES[t.dtype] for t in triples[0])
         kernel.lp_step[(len(tensor_of_block),)](
             table,
             tensor_of_block,
@@ -124,6 +109,7 @@ def step(trios: list[Trio], scalars: Scalars) -> None:
             BLOCK=kernel.BLOCK,
             num_warps=kernel.NUM_WARPS,
         )
+    return True
 
 
 def _tensor_of_block(sizes: tuple[int, ...], block: int) -> Tensor:
@@ -134,8 +120,8 @@ def _tensor_of_block(sizes: tuple[int, ...], block: int) -> Tensor:
 def _table(addresses: tuple[int, ...], sizes: tuple[int, ...], block: int) -> Tensor:
     rows, first_block = [], 0
     for index, size in enumerate(sizes):
-        trio = addresses[3 * index : 3 * index + 3]
-        rows.append([*trio, size, first_block, int(all(address % 16 == 0 for address in trio))])
+        triple = addresses[3 * index : 3 * index + 3]
+        rows.append([*triple, size, first_block, int(all(address % 16 == 0 for address in triple))])
         first_block += -(-size // block)
     return torch.tensor(rows, device="cpu")
 
@@ -150,7 +136,7 @@ class _Upload:
         self.bytes = values.numel() * values.element_size()
 
     def read_on(self, stream: torch.cuda.Stream, capturing: bool) -> Tensor:
-        # Before a capture everything is synchronized, and within it there is no waiting for an event of before.
+        # torch synchronizes the device before a capture, and a capture cannot wait for an event from before it.
         if stream != self.stream and not capturing:
             stream.wait_event(self.copied)
             self.tensor.record_stream(stream)
@@ -158,7 +144,7 @@ class _Upload:
 
 
 class _Uploads:
-    """The latest uploads, as many as fit into 32 MiB."""
+    """The most recent uploads, at most 32 MiB of them."""
 
     most_bytes = 2**25
 
@@ -166,7 +152,7 @@ class _Uploads:
         self.lock = Lock()
         self.latest: OrderedDict[Hashable, _Upload] = OrderedDict()
         self.bytes = 0
-        # What captured CUDA graphs read when they are replayed, and so must never go.
+        # Captured CUDA graphs read these whenever they are replayed, so they are kept forever.
         self.of_graphs: set[_Upload] = set()
 
     def get(self, key: Hashable, build: Callable[[], Tensor], device: torch.device, capturing: bool) -> _Upload | None:
@@ -188,9 +174,9 @@ _uploads = _Uploads()
 
 
 def _on_device(key: Hashable, build: Callable[[], Tensor], device: torch.device) -> Tensor | None:
-    """What `build` makes, on `device`, made and copied only where it was not for the same `key` before.
+    """What `build` makes, copied to `device`, or the copy made earlier for the same `key`.
 
-    None where it was not and a CUDA graph is captured, in which memory of the host cannot be allocated.
+    None where there is no earlier copy and a CUDA graph is being captured: a capture cannot allocate host memory.
     """
     if device.type != "cuda":
         return build()

@@ -1,58 +1,54 @@
-"""The step by torch's own operations: tensor by tensor, or with the foreach kernels on many tensors at a time.
+"""The step by torch's own operations: one tensor at a time, or many tensors at a time by the foreach kernels.
 
-Tensors are walked through in blocks, so that the temporaries of a step stay below a constant, whatever the size of the
-model.
+Tensors are updated in blocks. So the temporaries of a step stay below a constant, whatever the size of the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 
-from .tensors import Scalars, Trio, blocks
+from .tensors import ParamGradBuffer, StepHyperparameters, blocks
 
-# A block of a step on the CPU has a scratch of 1 MiB; on an accelerator it is large enough to fill the device, and the
-# four float32 temporaries that a low-precision one needs take 32 MiB.
+# Elements of a block. On a CPU a temporary takes 1 MiB. On an accelerator a block is large enough to fill the device,
+# and the four float32 temporaries of a low-precision step take 32 MiB.
 _CPU_BLOCK = 2**18
 _DEVICE_BLOCK = 2**21
 
 
-def step(trios: Iterable[Trio], scalars: Scalars, *, on_cpu: bool, foreach: bool) -> None:
+def step(triples: list[ParamGradBuffer], hyper: StepHyperparameters, *, foreach: bool) -> None:
     """Update tensors of one device and of the same dtypes in place.
 
     Args:
-        trios: parameters, gradients and momentum buffers (or None), of any strides.
-        scalars: the numbers of the step.
-        on_cpu: whether they lie on the CPU.
+        triples: parameters, gradients and momentum buffers (or None), of any strides.
+        hyper: the hyperparameters of the step.
         foreach: use the foreach kernels.
     """
-    scalars = scalars._replace(lr=float(scalars.lr))
-    limit = _CPU_BLOCK if on_cpu else _DEVICE_BLOCK
-    batch: list[Trio] = []
+    hyper = hyper._replace(lr=float(hyper.lr))
+    limit = _CPU_BLOCK if triples[0][0].device.type == "cpu" else _DEVICE_BLOCK
+    batch: list[ParamGradBuffer] = []
     elements = 0
-    for block in blocks(trios, limit):
+    for block in blocks(triples, limit):
         if not foreach:
-            _single_tensor(block, scalars)
+            _single_tensor(block, hyper)
             continue
         size = block[0].numel()
         if elements + size > limit:
-            _multi_tensor(batch, scalars)
+            _multi_tensor(batch, hyper)
             batch, elements = [], 0
         batch.append(block)
         elements += size
     if batch:
-        _multi_tensor(batch, scalars)
+        _multi_tensor(batch, hyper)
 
 
 def _compute_dtype(param: Tensor) -> torch.dtype:
     return torch.float64 if param.dtype == torch.float64 else torch.float32
 
 
-def _single_tensor(block: Trio, scalars: Scalars) -> None:
+def _single_tensor(block: ParamGradBuffer, hyper: StepHyperparameters) -> None:
     param, grad, buffer = block
-    lr, momentum, rho, eps, weight_decay, maximize = scalars
+    lr, momentum, rho, eps, weight_decay, maximize = hyper
     lr = float(lr)
     dtype = _compute_dtype(param)
     grad = grad.to(dtype)
@@ -79,8 +75,8 @@ def _single_tensor(block: Trio, scalars: Scalars) -> None:
         param.copy_(theta)
 
 
-def _multi_tensor(batch: list[Trio], scalars: Scalars) -> None:
-    lr, momentum, rho, eps, weight_decay, maximize = scalars
+def _multi_tensor(batch: list[ParamGradBuffer], hyper: StepHyperparameters) -> None:
+    lr, momentum, rho, eps, weight_decay, maximize = hyper
     lr = float(lr)
     params = [param for param, _, _ in batch]
     dtype = _compute_dtype(params[0])

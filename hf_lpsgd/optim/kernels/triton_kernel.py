@@ -30,7 +30,7 @@ def lp_step(
 ):
     """Update one block of one tensor.
 
-    `table` has a row of six int64 a tensor: the addresses of parameter, gradient and momentum buffer, the number of
+    `table` has a row of six int64 per tensor: the addresses of parameter, gradient and momentum buffer, the number of
     elements, the number of the tensor's first block, and whether all three addresses are multiples of 16.
     `tensor_of_block` gives the row of each block. BUFFER_DTYPE is None for LPSGD.
     """

@@ -134,7 +134,7 @@ def test_training_under_way_is_said(trainer):
     [
         (None, "p starts at p_max = 20", {"largest order of the norm (p_max)": "20", "momentum": "0.9"}),
         ("p_max=6,p_schedule=linear,momentum=0.5", "in a straight line", {"momentum": "0.5", "eps": "1e-08"}),
-        ("p_max=6,p_schedule=lr", "in proportion to the learning rate", {"p schedule": "lr, changing by step"}),
+        ("p_max=6,p_schedule=lr", "proportional to the learning rate", {"p schedule": "lr, changing by step"}),
         ("p_max=6,p_schedule=constant", "p stays at p_max = 6.", {"p schedule": "constant, changing by step"}),
         ("p_granularity=epoch", "it changes at every epoch", {"p schedule": "cosine, changing by epoch"}),
     ],
