@@ -58,7 +58,7 @@ def accuracy(contender: Contender, rate: float, seed: int, epochs: int, override
         flags = f"--do_train --do_eval --num_train_epochs {epochs} --learning_rate {rate} --seed {seed} --use_cpu"
         quiet = "--eval_strategy no --save_strategy no --report_to none --disable_tqdm true --log_level error"
         sys.argv = [
-            "image_classification.py",
+            "run_image_classification.py",
             *contender.flags,
             *flags.split(),
             *quiet.split(),
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--num_train_epochs", type=int, default=15)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="the first one picks the rates")
-    parser.add_argument("--config_overrides", help="changes to the model, as in image_classification.py")
+    parser.add_argument("--config_overrides", help="changes to the model, as in run_image_classification.py")
     args = parser.parse_args()
     origin = provenance("compare_optimizers.py", ("transformers", "accelerate", "datasets", "scikit-learn"))
     runs = sum(len(contender.rates) + len(args.seeds) - 1 for contender in CONTENDERS)

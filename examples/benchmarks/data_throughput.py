@@ -5,7 +5,7 @@
 The loop is that of run_image_classification.py: random views, collating, the Trainer, LPSGDM. The model's own is
 a copy of the model and of its optimizer, trained on batches that were prepared beforehand. The two take turns step by
 step, so that what else the machine does meets both alike; medians are compared. Flags that are not listed by --help
-are those of image_classification.py. With no --dataset_name the images are generated, in the schema of CIFAR-10.
+are those of run_image_classification.py. With no --dataset_name the images are generated, in the schema of CIFAR-10.
 """
 
 import argparse
@@ -29,9 +29,11 @@ from transformers import TrainerCallback
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "image_classification"))
 
-import image_data  # noqa: E402
-import run_image_classification as example  # noqa: E402
+from arguments import parse_arguments  # noqa: E402
+from image_data import ImageDataset  # noqa: E402
 from model_card import RunFacts  # noqa: E402
+from prepare import for_model, load_images, load_model  # noqa: E402
+from run_image_classification import make_trainer  # noqa: E402
 
 DEFAULTS = {
     "--model_type": "cifar_resnet",
@@ -103,43 +105,37 @@ def data_alone(dataset: Any, size: int, batches: int) -> float:
 
 
 def measure(flags: list[str], steps: int, warmup: int) -> dict[str, Any]:
-    model_args, data_args, training_args = example.parse_arguments(flags)
-    splits = image_data.load_splits(data_args, model_args.cache_dir)
-    columns = image_data.find_columns(next(iter(splits.values())), data_args)
-    train, _ = image_data.choose_splits(splits, data_args, columns[1], True, False)
-    assert train is not None
-    names = train.features[columns[1]].names
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
-    some = image_data.first_images(train, columns[0])
+    arguments = parse_arguments(flags)
+    training_args = arguments.training
+    images = load_images(arguments.data, arguments.model.cache_dir, do_train=True, do_eval=False)
     torch.manual_seed(training_args.seed)
-    model, processor = example.from_scratch(model_args, data_args, some, labels)
+    model, processor = load_model(arguments.model, arguments.data, images)
     begin = time.perf_counter()
-    facts = RunFacts(dataset="")
-    trainer = example.make_trainer(
-        model, processor, training_args, train, None, columns, "shift_flip", data_args, facts
-    )
+    train: Any
+    train, _ = for_model(images, model, processor, "shift_flip", training_args.seed, arguments.data)
+    trainer = make_trainer(model, processor, training_args, train, None, RunFacts(dataset=""))
     decoding = time.perf_counter() - begin
-    images: Any = trainer.train_dataset
     size = training_args.per_device_train_batch_size
-    parts = [images.__getitems__(list(range(start, start + size))) for start in range(0, 4 * size, size)]
+    parts = [train.__getitems__(list(range(start, start + size))) for start in range(0, 4 * size, size)]
     turns = TakeTurns(model, [trainer.data_collator(part) for part in parts], training_args.learning_rate)
     trainer.add_callback(turns)
     trainer.train()
     loop, alone = turns.loop[warmup:], turns.alone[warmup + 1 :]
-    plain = image_data.ImageDataset(train, columns, processor, images.views.mode, "shift_flip", training_args.seed)
+    options = (images.columns, processor, train.views.mode, "shift_flip", training_args.seed)
+    plain = ImageDataset(images.train, *options)
     return {
-        "model": f"{model_args.model_type}, {model.num_parameters():,} parameters",
-        "images": len(train),
+        "model": f"{arguments.model.model_type}, {model.num_parameters():,} parameters",
+        "images": len(plain),
         "batch_size": size,
         "steps": len(loop),
         "images_per_second": {"loop": size / median(loop), "model_alone": size / median(alone)},
         "ratio_of_medians": median(alone) / median(loop),
         "ratio_of_totals": sum(alone) / sum(loop),
         "data_alone_images_per_second": {
-            "as_used": data_alone(images, size, 30),
+            "as_used": data_alone(train, size, 30),
             "decoded_anew": data_alone(plain, size, 10),
         },
-        "cached": type(images).__name__ == "CachedImages",
+        "cached": type(train).__name__ == "CachedImages",
         "seconds_to_decode_and_set_up_once": decoding,
         "loop_seconds": loop,
         "model_alone_seconds": alone,

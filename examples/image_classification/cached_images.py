@@ -1,4 +1,4 @@
-"""Small images for image_classification.py, decoded once and kept as bytes, so that the model is the bottleneck."""
+"""Small images, decoded once and kept as bytes, so that the model is the bottleneck."""
 
 import random
 from typing import Any

@@ -98,6 +98,7 @@ class CardTrainer(Trainer):
 
     def __init__(self, *args: Any, facts: RunFacts, **kwargs: Any) -> None:
         self.facts = facts
+        self.saving = False
         self.background_pushes: list[Future[Any]] = []
         super().__init__(*args, **kwargs)
         self.add_callback(_Pushes(self))
@@ -113,6 +114,17 @@ class CardTrainer(Trainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Called by `push_to_hub`; the arguments, meant for the Trainer's generic card, are not looked at."""
         self.write_card()
+
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
+        """Save, and push nothing; the Trainer's own would push too, before there is a result to tell."""
+        self.saving = True
+        try:
+            super().save_model(*args, **kwargs)
+        finally:
+            self.saving = False
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        return None if self.saving else super().push_to_hub(*args, **kwargs)
 
     def push_all(self, commit_message: str = "End of training") -> str | None:
         """Push what is in the output folder, as `push_to_hub` does, but let no error end the run.

@@ -1,4 +1,4 @@
-"""The images for image_classification.py: where they come from, their columns and splits, and their random views."""
+"""The images: where they come from, their columns and splits, and their random views."""
 
 import itertools
 import math

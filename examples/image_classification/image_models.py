@@ -1,4 +1,4 @@
-"""The models for image_classification.py: from scratch, pretrained, or from a checkpoint to the last tensor."""
+"""The models: from scratch, pretrained, or from a checkpoint to the last tensor."""
 
 import json
 import re
@@ -45,13 +45,6 @@ class ModelArguments:
     )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the pretrained model."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where models and datasets are cached."})
-    license: str | None = field(
-        default=None,
-        metadata={"help": "Licence for the model card. Default: that of --model_name_or_path, else apache-2.0."},
-    )
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Delete the checkpoints of an earlier run in --output_dir, then start anew."}
-    )
 
 
 def load_exactly(folder: str) -> Any:

@@ -1,4 +1,4 @@
-"""Streamed images for image_classification.py: read as they are needed, in an order that a seed decides."""
+"""Streamed images: read as they are needed, in an order that a seed decides."""
 
 import itertools
 from collections.abc import Iterator

@@ -161,7 +161,7 @@ def run_script(spec, folder):
 
 
 def run_loop(spec, folder):
-    """Run examples/accelerate_loop.py; write its engine and what it logged; it saves its model in `out`."""
+    """Run run_image_classification_no_trainer.py; write its engine and what it logged; it saves its model in `out`."""
     logs, facts, prepare = [], {}, Accelerator.prepare
 
     def prepare_and_tell(accelerator, *objects, **kwargs):

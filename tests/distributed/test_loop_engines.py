@@ -1,4 +1,4 @@
-"""examples/accelerate_loop.py on two processes, by DDP and by DeepSpeed's ZeRO stages."""
+"""run_image_classification_no_trainer.py on two processes, by DDP and by DeepSpeed's ZeRO stages."""
 
 import pytest
 from paths import LOOP_SCRIPT as SCRIPT

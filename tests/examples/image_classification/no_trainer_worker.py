@@ -1,13 +1,12 @@
 """Runs a script several times with the imports paid for once, as one process of however many.
 
-    accelerate_loop_worker.py SCRIPT REQUESTS.json RESULTS
+    no_trainer_worker.py SCRIPT REQUESTS.json RESULTS
 
-REQUESTS.json maps names to {"argv": [...], "dropout": share, "save_fails": true or false}, the last two optional; each
-run is as `python SCRIPT ARGV`, and RESULTS-RANK.json maps the names to what came of it.
+REQUESTS.json maps names to {"argv": [...], "save_fails": true or false}, the latter optional; each run is as
+`python SCRIPT ARGV`, and RESULTS-RANK.json maps the names to what came of it.
 """
 
 import contextlib
-import functools
 import io
 import json
 import os
@@ -20,18 +19,15 @@ import torch
 from accelerate import accelerator
 from accelerate.checkpointing import save_custom_state
 from accelerate.state import AcceleratorState, GradientState
-from transformers import ViTConfig
 
 
 def cut_off(*args, **kwargs):
     raise OSError("the save was cut off")
 
 
-def run(script, argv, dropout=0.0, save_fails=False):
+def run(script, argv, save_fails=False):
     sys.argv = [script, *argv]
     accelerator.save_custom_state = cut_off if save_fails else save_custom_state
-    # transformers puts another module object in its place while it is imported.
-    sys.modules["transformers"].ViTConfig = functools.partial(ViTConfig, hidden_dropout_prob=dropout)
     output, status = io.StringIO(), 0
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         try:
@@ -55,6 +51,7 @@ def run(script, argv, dropout=0.0, save_fails=False):
 
 def main():
     script, requests, results = sys.argv[1:]
+    sys.path.insert(0, os.path.dirname(script))
     torch.set_num_threads(1)
     if "RANK" in os.environ:
         # One process group for all runs: a second would find the first one's addresses in the launcher's store.

@@ -313,7 +313,7 @@ def test_bad_input_is_answered_in_one_line(server, tmp_path, case):
     assert run.status == 2, run.output
     assert len(answers) == 1, run.output
     assert "Traceback" not in run.output
-    assert answers[0].startswith("image_classification.py: error: ")
+    assert answers[0].startswith("run_image_classification.py: error: ")
     assert all(word in answers[0] for word in words), answers[0]
     assert not (tmp_path / "run").exists()
 

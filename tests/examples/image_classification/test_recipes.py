@@ -58,7 +58,7 @@ def test_all_recipes_are_expected_and_those_that_the_method_was_published_with_a
 @pytest.mark.parametrize("name", EXPECTED)
 def test_recipe_says_what_its_name_says(example, name):
     kind, parameters, dataset, length = EXPECTED[name]
-    model_args, data_args, training_args = example.parse_arguments([str(RECIPES[name])])
+    model_args, data_args, _, training_args, _ = example.parse_arguments([str(RECIPES[name])])
     assert data_args.dataset_name == dataset
     assert training_args.optim == "lpsgdm"
     assert "momentum=0.9" in training_args.optim_args
@@ -133,7 +133,9 @@ def test_imagenet_recipe_streams_real_rows(run_example):
 def test_flags_override_a_recipe_and_text_in_it_is_read_as_on_the_command_line(example, tmp_path):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("dataset_name: some/where\nlearning_rate: 1e-3\noutput_dir: here\nseed: 7\ndo_train: true\n")
-    _, data_args, training_args = example.parse_arguments([str(recipe), "--seed", "8", "--num_train_epochs", "2"])
+    _, data_args, _, training_args, _ = example.parse_arguments(
+        [str(recipe), "--seed", "8", "--num_train_epochs", "2"]
+    )
     assert (training_args.learning_rate, training_args.seed, training_args.num_train_epochs) == (1e-3, 8, 2)
     assert (data_args.dataset_name, training_args.output_dir) == ("some/where", "here")
     assert training_args.do_train

@@ -1,0 +1,107 @@
+"""What comes before training in both scripts: the images, the model, and the images as that model wants them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import torch
+from cached_images import prepare_images
+from image_data import (
+    DataArguments,
+    ImageDataset,
+    choose_splits,
+    find_columns,
+    first_images,
+    load_splits,
+    with_class_labels,
+)
+from image_models import ModelArguments, from_scratch, pretrained
+from streamed_images import Stream, StreamedImages, choose_streams
+
+
+@dataclass(frozen=True)
+class Images:
+    """A dataset, and what is trained and evaluated on.
+
+    Attributes:
+        splits: all splits of the dataset, by name.
+        train: the images to train on; None where none are asked for.
+        evaluation: the images to evaluate on, likewise.
+        columns: names of the column of images and of the column of labels.
+        classes: names of the classes.
+    """
+
+    splits: Any
+    train: datasets.Dataset | Stream | None
+    evaluation: datasets.Dataset | Stream | None
+    columns: tuple[str, str]
+    classes: list[str]
+
+    @property
+    def some(self) -> datasets.Dataset | Stream:
+        """Those to train on or, where there are none, those to evaluate on."""
+        images = self.train if self.train is not None else self.evaluation
+        assert images is not None
+        return images
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """The classes as the config of a model names them."""
+        numbered = dict(enumerate(self.classes))
+        return {"id2label": numbered, "label2id": {name: number for number, name in numbered.items()}}
+
+
+def settle(data_args: DataArguments, quiet: bool) -> None:
+    """Set what holds for the whole process: one thread for the digits, and no progress bars where `quiet`."""
+    if quiet or data_args.is_digits:
+        datasets.disable_progress_bars()
+    if data_args.is_digits:
+        torch.set_num_threads(1)  # in layers this small, threads wait for each other longer than they compute
+
+
+def load_images(data_args: DataArguments, cache_dir: str | None, do_train: bool, do_eval: bool) -> Images:
+    """The images that `data_args` names."""
+    splits = load_splits(data_args, cache_dir)
+    columns = find_columns(next(iter(splits.values())), data_args)
+    train: datasets.Dataset | Stream | None
+    evaluation: datasets.Dataset | Stream | None
+    if data_args.streaming:
+        train, evaluation = choose_streams(splits, data_args, columns, do_train, do_eval)
+    else:
+        splits = with_class_labels(splits, columns[1])
+        train, evaluation = choose_splits(splits, data_args, columns[1], do_train, do_eval)
+    some = train if train is not None else evaluation
+    assert some is not None
+    return Images(splits, train, evaluation, columns, some.features[columns[1]].names)
+
+
+def load_model(model_args: ModelArguments, data_args: DataArguments, images: Images) -> tuple[Any, Any]:
+    """The model that `model_args` names, for the classes of `images`, and its image processor."""
+    if model_args.model_name_or_path is not None:
+        return pretrained(model_args, images.labels)
+    return from_scratch(model_args, data_args, first_images(images.some, images.columns[0]), images.labels)
+
+
+def choose_augmentation(data_args: DataArguments, processor: Any) -> str:
+    """The kind of random views that --augmentation means."""
+    if data_args.augmentation != "auto":
+        return data_args.augmentation
+    small = processor.size.get("height", processor.size.get("shortest_edge", 224)) <= 64
+    return "shift" if data_args.is_digits else "shift_flip" if small else "resized_crop_flip"
+
+
+def for_model(
+    images: Images, model: Any, processor: Any, augmentation: str, seed: int, data_args: DataArguments
+) -> tuple[ImageDataset | StreamedImages | None, ImageDataset | StreamedImages | None]:
+    """The images to train on, in random views, and those to evaluate on, as they are; both as `model` wants them."""
+    mode = "L" if getattr(model.config, "num_channels", 3) == 1 else "RGB"
+
+    def ready(data: datasets.Dataset | Stream | None, kind: str) -> ImageDataset | StreamedImages | None:
+        if data is None:
+            return None
+        options = (data, images.columns, processor, mode, kind, seed)
+        if isinstance(data, Stream):
+            return StreamedImages(*options, data_args.shuffle_buffer if data is images.train else None)
+        return prepare_images(*options, data_args.image_cache_mb)
+
+    return ready(images.train, augmentation), ready(images.evaluation, "none")
