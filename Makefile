@@ -12,12 +12,13 @@ dry_run = $(findstring n,$(firstword -$(MAKEFLAGS)))
 problem = $(if $(dry_run),,$(shell BASE_PYTHON='$(PYTHON)' ASKED_FOR='$(filter-out file,$(origin PYTHON))' sh .ci/setup))
 fail_if = $(if $(strip $(1)),$(error $(strip $(1))))
 
-.PHONY: help demo test check format setup clean
+.PHONY: help demo test check docs format setup clean
 
 help:
 	@echo "make demo     train a small image classifier with LPSGDM on scikit-learn's digits (flags: DEMO_ARGS)"
 	@echo "make test     lint, format, types, then the tests (flags for pytest: PYTEST_ARGS)"
 	@echo "make check    lint, format and types only"
+	@echo "make docs     build the pages of docs/ into site/; a broken link, anchor or reference fails"
 	@echo "make format   put the code into the format that check wants"
 	@echo "make setup    make .venv with the pinned versions of constraints.txt; the others do it when needed"
 	@echo "make clean    remove .venv and what the tools left behind; trained models in runs/ stay"
@@ -37,6 +38,11 @@ check: setup
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/python -m mypy
 
+docs: setup
+	@echo "docs: mkdocs build --strict"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "pages: site/index.html"
+
 format: setup
 	@$(BIN)/python -m ruff check --fix .
 	@$(BIN)/python -m ruff format .
@@ -46,5 +52,5 @@ setup:
 
 clean:
 	@echo "clean: removing .venv, caches and build output"
-	@rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf .venv build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

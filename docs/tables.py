@@ -1,0 +1,89 @@
+"""Writes the tables of docs/options.md from the records of hf_lpsgd: `python docs/tables.py`.
+
+A table lies between two comments, `<!-- table: NAME -->` and `<!-- end of table -->`.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hf_lpsgd.optim import OPTIMIZERS
+from hf_lpsgd.schedules import P_GRANULARITY, P_SCHEDULE, P_SCHEDULES
+from hf_lpsgd.trainer import OptimArgs
+
+PAGE = Path(__file__).with_name("options.md")
+
+_TABLE = re.compile(r"(<!-- table: (?P<name>.*?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+
+def renewed(page: str) -> str:
+    """The text of a page with its tables made anew."""
+    return _TABLE.sub(lambda match: f"{match[1]}\n{TABLES[match['name']]()}\n\n{match[3]}", page)
+
+
+def optimizers() -> str:
+    rows = [(f"`{record.name}`", f"`{record.cls.__name__}`", record.description) for record in OPTIMIZERS.values()]
+    return _table(("`--optim`", "class", "what it is"), rows)
+
+
+def options_of(name: str) -> str:
+    record = OPTIMIZERS[name]
+    rows = [
+        (
+            f"`{option.name}`",
+            _value(record.defaults[option.name]),
+            option.allowed,
+            _for_trainer(option),
+            option.meaning,
+        )
+        for option in record.options
+    ]
+    return _table(("option", "default", "allowed", "with the Trainer", "meaning"), rows)
+
+
+def options_of_the_p_schedule() -> str:
+    rows = [
+        (f"`{option.name}`", f"`{argument}`", _value(default), option.allowed, option.meaning)
+        for option, argument, default in (
+            (P_SCHEDULE, "schedule", OptimArgs.p_schedule),
+            (P_GRANULARITY, "granularity", OptimArgs.p_granularity),
+        )
+    ]
+    return _table(("in `--optim_args`", "of `tie_p_schedule`", "default", "allowed", "meaning"), rows)
+
+
+def p_schedules() -> str:
+    rows = [
+        (f"`{name}`", record.description, "yes" if record.needs_horizon else "no")
+        for name, record in P_SCHEDULES.items()
+    ]
+    return _table(("`p_schedule`", "p", "needs the length of the run"), rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "optimizers": optimizers,
+    **{f"options of {name}": lambda name=name: options_of(name) for name in OPTIMIZERS},
+    "options of the p schedule": options_of_the_p_schedule,
+    "p schedules": p_schedules,
+}
+
+
+def _for_trainer(option: Any) -> str:
+    flag = getattr(option, "trainer_flag", None)
+    if flag is not None:
+        return f"`{flag}`"
+    return f"`--optim_args {option.name}=...`" if getattr(option, "for_trainer", True) else "no"
+
+
+def _value(value: Any) -> str:
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(renewed(PAGE.read_text()))

@@ -1,0 +1,105 @@
+"""What the pages show is run, as a reader would run it, in a folder that looks like the repository's root."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from page_setup import write_script
+from paths import IMAGE_CLASSIFICATION, ROOT
+from snippets import commands_of, first_line_not_printed, snippets_of
+
+PAGES = [
+    str(path.relative_to(ROOT))
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), IMAGE_CLASSIFICATION / "README.md")
+    if path.is_file()
+]
+RUN = [page for page in PAGES if any(snippet.not_run is None for snippet in snippets_of((ROOT / page).read_text()))]
+# Pages that must fail, and what is then said.
+WRONG = {
+    "raises.md": ("```python\nx = 1\n\nx / 0\n```\n", 'File "raises.md", line 4'),
+    "shares_no_names.md": ("```python\nx\n```\n", "name 'x' is not defined"),
+    "ends_badly.md": ("```console\n$ false\n```\n", "ends_badly.md, line 1: the exit status is 1"),
+    "prints_other.md": ("```console\n$ echo loss 1\ngain 1\n```\n", "does not print in this place: gain 1"),
+}
+NOT_IN_A_CLONE = {"runs", "site", "build", "dist"}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """From each page that has snippets to run to its exit status and output."""
+    folder = tmp_path_factory.mktemp("repository")
+    for entry in ROOT.iterdir():
+        if not entry.name.startswith(".") and entry.name not in NOT_IN_A_CLONE:
+            (folder / entry.name).symlink_to(entry)
+    for name, (text, _) in WRONG.items():
+        (folder / name).write_text(text)
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    runner = [sys.executable, str(ROOT / "tests" / "page_runner.py"), str(folder), *RUN, *WRONG]
+    run = subprocess.run(runner, env=environment, stdout=subprocess.PIPE, text=True, timeout=300, check=True)
+    return {result["page"]: result for result in map(json.loads, run.stdout.splitlines())}
+
+
+@pytest.mark.parametrize("page", RUN)
+def test_the_snippets_of_a_page_run_and_print_what_it_shows(page, results):
+    assert results[page]["status"] == 0, results[page]["output"]
+
+
+@pytest.mark.parametrize("page", WRONG)
+def test_a_page_with_a_wrong_snippet_fails(page, results):
+    assert results[page]["status"] == 1
+    assert WRONG[page][1] in results[page]["output"]
+
+
+def test_the_readme_quotes_the_error_of_a_forgotten_import(tmp_path):
+    write_script(tmp_path / "train.py")
+    command = [sys.executable, "train.py", "--output_dir", "out", "--optim", "lpsgdm"]
+    run = subprocess.run(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert run.returncode == 2
+    quoted = re.findall(r"```text\n(.*invalid choice.*)\n```", (ROOT / "README.md").read_text())
+    assert len(quoted) == 1
+    assert first_line_not_printed(quoted, run.stderr) is None, run.stderr
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_snippet_that_is_not_run_has_a_reason(page):
+    reasons = [snippet.not_run for snippet in snippets_of((ROOT / page).read_text()) if snippet.not_run is not None]
+    assert all(len(reason.split()) >= 3 for reason in reasons), reasons
+
+
+def test_snippets_are_found_with_the_comments_before_them():
+    page = (
+        "# Title\n<!-- setup:\nx = 1\n-->\n\n```python\nx + 1\n```\n\n<!-- not run: takes ten minutes -->\n\n"
+        "```console\n$ make all\n```\n\n- in a list\n\n  ```console\n  $ true\n  ```\n\n```text\nno snippet\n```\n"
+    )
+    setup, python, long, in_list = snippets_of(page)
+    assert (setup.language, setup.text, setup.line) == ("python", "x = 1", 2)
+    assert (python.text, python.line, python.not_run) == ("x + 1\n", 6, None)
+    assert long.not_run == "takes ten minutes"
+    assert (in_list.text, in_list.not_run) == ("$ true\n", None)
+
+
+def test_a_command_can_go_on_in_the_next_line():
+    assert commands_of("$ a \\\n  b\nout\n$ c\n") == [("a \\\n  b", ["out"]), ("c", [])]
+
+
+@pytest.mark.parametrize(
+    ("shown", "missing"),
+    [
+        (["step 3 of 10"], None),
+        (["step 3", "..."], "step 3"),
+        (["...", "loss ... done"], None),
+        (["loss 0.25 done", "step 1 of 2"], "step 1 of 2"),
+        (["gain 0.25 done"], "gain 0.25 done"),
+    ],
+)
+def test_output_is_compared_line_by_line_in_order_whatever_the_numbers(shown, missing):
+    assert first_line_not_printed(shown, "step 1 of 2\rstep 2 of 2\nloss 1.5e-3 done\n") == missing
