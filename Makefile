@@ -38,9 +38,10 @@ check: setup
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/python -m mypy
 
+# Not with --quiet: mkdocs would count no warnings then, and nothing would fail.
 docs: setup
 	@echo "docs: mkdocs build --strict"
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "pages: site/index.html"
 
 format: setup
