@@ -14,40 +14,15 @@ from .optim.functional import default_implementation
 from .optim.kernels import cpu
 from .version import __version__
 
-_PACKAGES = (
-    "torch",
-    "triton",
-    "transformers",
-    "accelerate",
-    "deepspeed",
-    "datasets",
-    "huggingface_hub",
-    "aenum",
-    "numpy",
-)
-
-_WORDS = {
-    "fused": "fused",
-    "foreach": "torch's foreach operations",
-    "single": "torch's operations, one tensor at a time",
-}
+_PACKAGES = ("torch", "triton", "transformers", "accelerate", "deepspeed", "datasets", "huggingface_hub", "aenum")
 
 
 def describe_environment() -> str:
-    """The versions in use, whether the Trainer knows the optimizers, and what updates tensors on each device.
-
-    Returns:
-        Lines of `name: value`.
-    """
-    rows = [
-        ("hf_lpsgd", __version__),
-        ("Python", f"{platform.python_version()} on {platform.platform()}"),
-        *((package, _version_of(package)) for package in _PACKAGES),
-        ("Trainer", _trainer()),
-        *_devices(),
-    ]
-    width = max(len(name) for name, _ in rows) + 1
-    return "\n".join(f"{name + ':':<{width}} {value}" for name, value in rows)
+    """Lines of `name: value`: versions, whether the Trainer knows the optimizers, the implementation per device."""
+    system = ("Python", f"{platform.python_version()} on {platform.platform()}")
+    packages = ((package, _version_of(package)) for package in _PACKAGES)
+    rows = [("hf_lpsgd", __version__), system, *packages, ("Trainer", _trainer()), *_devices()]
+    return "\n".join(f"{name + ':':<16} {value}" for name, value in rows)
 
 
 def _version_of(package: str) -> str:
@@ -63,33 +38,28 @@ def _trainer() -> str:
         from .trainer import register
 
         register()
-        from transformers.training_args import OptimizerNames
-
-        missing = set(OPTIMIZERS) - {str(member.value) for member in OptimizerNames}
-        return f"does not know {' and '.join(sorted(missing))}" if missing else f"knows --optim {names}"
     except ImportError as error:
         return f"does not know {names}: {' '.join(str(error).split())}"
+    return f"knows --optim {names}"
 
 
 def _devices() -> Iterator[tuple[str, str]]:
     instructions = cpu.instructions()
-    details = f"{os.cpu_count()} CPUs, {torch.get_num_threads()} threads"
-    if instructions is not None:
-        details += f", fused step compiled for {instructions}"
-    yield "cpu", f"{_implementation(torch.device('cpu'))} ({details})"
+    compiled = "" if instructions is None else f", the fused step uses {instructions}"
+    threads = f"{os.cpu_count()} CPUs, {torch.get_num_threads()} threads{compiled}"
+    yield "cpu", f"{_implementation(torch.device('cpu'))} ({threads})"
     for index in range(torch.cuda.device_count()):
-        name = torch.cuda.get_device_name(index)
-        major, minor = torch.cuda.get_device_capability(index)
+        name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
         which = _implementation(torch.device("cuda", index))
-        yield f"cuda:{index}", f"{which} ({name}, compute capability {major}.{minor})"
+        yield f"cuda:{index}", f"{which} ({name}, compute capability {capability[0]}.{capability[1]})"
     if not torch.cuda.is_available():
         yield "cuda", "no device"
     for other in ("xpu", "mps", "mtia"):
-        module = getattr(torch, other, None)
-        if module is not None and module.is_available():
+        if hasattr(torch, other) and getattr(torch, other).is_available():
             yield other, _implementation(torch.device(other))
 
 
 def _implementation(device: torch.device) -> str:
     name, why_not_fused = default_implementation(device)
-    return _WORDS[name] if why_not_fused is None else f"{_WORDS[name]}; not fused: {why_not_fused}"
+    words = {"single": "one tensor at a time"}.get(name, name)
+    return words if why_not_fused is None else f"{words}; not fused: {why_not_fused}"

@@ -23,9 +23,8 @@ usage: python -m hf_lpsgd SCRIPT [ARGUMENT ...]
 
 HELP = f"""\
 {USAGE}
-Run a Python script (or directory, or zip file) or a module, unchanged, with the optimizers
-"lpsgd" and "lpsgdm" registered with the transformers Trainer, as `import hf_lpsgd` does.
---env prints the versions and devices that a bug report needs.
+Run a Python script, directory, zip file or module, unchanged, with "lpsgd" and "lpsgdm" registered with
+the transformers Trainer. --env prints the versions and devices that a bug report needs.
 
 examples:
   python -m hf_lpsgd train.py --optim lpsgdm --optim_args p_max=20,p_schedule=cosine

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from .optim.base import LpOptimizer
@@ -32,15 +31,10 @@ _REPLACED = (
 
 
 class Place(NamedTuple):
-    """Where a run is.
+    """Where a run is."""
 
-    Attributes:
-        progress: 0 at the first step after the warm-up, 1 at the last step of the run.
-        lr_share: the learning rate in force over its peak, in [0, 1].
-    """
-
-    progress: float
-    lr_share: float
+    progress: float  # 0 at the first step after the warm-up, 1 at the last step of the run
+    lr_share: float  # the learning rate in force over its peak, in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -96,16 +90,8 @@ def annealed_p(schedule: PSchedule, p_max: float, index: int, length: int) -> fl
     """The order of the norm at place `index` of `length` places.
 
     For `cosine` this is the paper's `p_s = 2 + (p_max - 2) * (1 + cos(pi * (s - 1)/(S - 1))) / 2` with `s = index + 1`
-    and `S = length`.
-
-    Args:
-        schedule: `cosine`, `linear`, `constant`, or another key of `P_SCHEDULES` that does not follow the LR.
-        p_max: value at the first place, at least 2.
-        index: place, from 0. Before the first place the first value holds, after the last place the last one.
-        length: number of places. If it is 1, the only place has `p_max`.
-
-    Returns:
-        A value in [2, p_max].
+    and `S = length`. Before the first place the first value holds, after the last place the last one. If there is only
+    one place, it has `p_max`. A schedule that follows the learning rate is taken at its peak.
     """
     progress = min(max(index, 0) / max(length - 1, 1), 1.0)
     return 2.0 + (p_max - 2.0) * P_SCHEDULES[schedule].share(Place(progress, 1.0))
@@ -114,32 +100,28 @@ def annealed_p(schedule: PSchedule, p_max: float, index: int, length: int) -> fl
 def p_following_lr(p_max: float, lr: float, peak_lr: float) -> float:
     """The order of the norm with `p - 2` proportional to the learning rate: `2 + (p_max - 2) * lr / peak_lr`.
 
-    Args:
-        p_max: value at the peak, at least 2. A learning rate above the peak gives `p_max` too.
-        lr: learning rate in force.
-        peak_lr: learning rate at which p is `p_max`. If it is 0, p is `p_max`.
+    A learning rate above the peak gives `p_max` too, and so does a peak of 0.
     """
     return 2.0 + (p_max - 2.0) * P_SCHEDULES["lr"].share(Place(0.0, _lr_share(lr, peak_lr)))
 
 
 def unwrap_optimizer(optimizer: Any) -> Any:
     """The innermost optimizer of Accelerate's and DeepSpeed's wrappers, which hold it as `.optimizer`."""
-    for _ in range(_DEEPEST):
-        inner = getattr(optimizer, "optimizer", None)
-        if isinstance(optimizer, LpOptimizer) or inner is None:
-            break
-        optimizer = inner
-    return optimizer
+    return _unwrap(optimizer, "optimizer")
 
 
 def unwrap_scheduler(lr_scheduler: Any) -> Any:
     """The innermost scheduler of Accelerate's and DeepSpeed's wrappers, which hold it as `.scheduler`."""
+    return _unwrap(lr_scheduler, "scheduler")
+
+
+def _unwrap(thing: Any, attribute: str) -> Any:
     for _ in range(_DEEPEST):
-        inner = getattr(lr_scheduler, "scheduler", None)
-        if inner is None:
+        inner = getattr(thing, attribute, None)
+        if isinstance(thing, LpOptimizer) or inner is None:
             break
-        lr_scheduler = inner
-    return lr_scheduler
+        thing = inner
+    return thing
 
 
 def current_tie(optimizer: Any) -> PScheduleTie | None:
@@ -147,36 +129,26 @@ def current_tie(optimizer: Any) -> PScheduleTie | None:
     return getattr(unwrap_optimizer(optimizer), _TIE, None)
 
 
+@dataclass(eq=False)
 class PScheduleTie:
     """The tie between an optimizer's p and an LR scheduler; [`tie_p_schedule`][hf_lpsgd.tie_p_schedule] makes it.
 
-    Attributes:
-        optimizer: the LPSGD or LPSGDM optimizer, unwrapped.
-        by_trainer: whether the Trainer's callback made it, and not the user.
-        lr_scheduler: the LR scheduler that p follows, unwrapped.
+    Optimizer and LR scheduler are unwrapped. Lengths are in optimizer steps, each of which is `stride` steps of the LR
+    scheduler. `by_trainer` says that the Trainer's callback made the tie, and not the user.
     """
 
-    def __init__(
-        self,
-        optimizer: LpOptimizer,
-        lr_scheduler: Any,
-        schedule: PSchedule,
-        num_training_steps: int,
-        num_warmup_steps: int,
-        granularity: Granularity,
-        steps_per_epoch: int,
-        stride: int,
-    ) -> None:
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
-        self.schedule = schedule
-        self.num_training_steps = math.ceil(num_training_steps / stride)
-        self.num_warmup_steps = math.ceil(num_warmup_steps / stride)
-        self.granularity = granularity
-        self.steps_per_epoch = math.ceil(steps_per_epoch / stride)
-        self._stride = stride
-        self.by_trainer = False
-        self._handle = optimizer.register_step_pre_hook(self._before_step)
+    optimizer: LpOptimizer
+    lr_scheduler: Any
+    schedule: PSchedule
+    num_training_steps: int
+    num_warmup_steps: int
+    granularity: Granularity
+    steps_per_epoch: int
+    stride: int
+    by_trainer: bool = False
+
+    def __post_init__(self) -> None:
+        self._handle = self.optimizer.register_step_pre_hook(lambda *_: self._apply())
 
     def get_p(self) -> list[float]:
         """The p that belongs to the present state of the LR scheduler, one value per param group."""
@@ -187,9 +159,6 @@ class PScheduleTie:
         self._handle.remove()
         if getattr(self.optimizer, _TIE, None) is self:
             delattr(self.optimizer, _TIE)
-
-    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._apply()
 
     def _apply(self) -> None:
         for group, p in zip(self.optimizer.param_groups, self.get_p(), strict=True):
@@ -203,7 +172,7 @@ class PScheduleTie:
             return 2.0 + (p_max - 2.0) * record.share(Place(0.0, _lr_share(float(group["lr"]), peak)))
         if not record.needs_horizon:
             return annealed_p(self.schedule, p_max, 0, 1)
-        step = scheduler_step(self.lr_scheduler) // self._stride
+        step = scheduler_step(self.lr_scheduler) // self.stride
         if step < self.num_warmup_steps:
             return p_max
         if self.granularity == "epoch":
@@ -261,7 +230,7 @@ def tie_p_schedule(
     scheduler = unwrap_scheduler(lr_scheduler)
     replace(P_SCHEDULE, name="p schedule").check(schedule)
     replace(P_GRANULARITY, name="granularity").check(granularity)
-    check_granularity(schedule, granularity)
+    check_schedule(schedule, granularity, type(scheduler).__name__, _counts_evaluations(scheduler))
     needed = "the p schedule needs it"
     record = P_SCHEDULES[schedule]
     with_horizon = record.needs_horizon
@@ -270,26 +239,19 @@ def tie_p_schedule(
     by_epochs = with_horizon and granularity == "epoch"
     check_count("steps_per_epoch", steps_per_epoch, 1, "granularity 'epoch' needs it", optional=not by_epochs)
     if with_horizon:
-        check_scheduler_counts_steps(type(scheduler).__name__, schedule, _counts_evaluations(scheduler))
-        scheduler_step(scheduler)
+        scheduler_step(scheduler)  # which fails where the scheduler does not tell
     elif record.follows_lr:
         for group in base.param_groups:
             # ReduceLROnPlateau does not keep the rate that it began with. In the group, checkpoints hold it.
-            group.setdefault("initial_lr", _first_lr(group, base, scheduler))
+            is_fresh = not getattr(scheduler, "last_epoch", 0)
+            group.setdefault("initial_lr", float(group["lr"] if is_fresh else base.defaults["lr"]))
     stride = steps_per_update(lr_scheduler)
     previous = current_tie(base)
     if previous is not None:
         previous.remove()
-    tie = PScheduleTie(
-        base,
-        scheduler,
-        schedule,
-        int(num_training_steps or 1),
-        int(num_warmup_steps),
-        granularity,
-        int(steps_per_epoch or 1),
-        stride,
-    )
+    horizon = (math.ceil((number or 0) / stride) for number in (num_training_steps, num_warmup_steps, steps_per_epoch))
+    length, warmup, epoch = horizon
+    tie = PScheduleTie(base, scheduler, schedule, max(length, 1), warmup, granularity, max(epoch, 1), stride)
     setattr(base, _TIE, tie)
     tie._apply()
     return tie
@@ -329,28 +291,21 @@ def steps_per_update(lr_scheduler: Any) -> int:
     return int(AcceleratorState().num_processes)
 
 
-def check_granularity(schedule: PSchedule, granularity: Granularity) -> None:
-    """Fail where p should follow the learning rate, but change only between epochs.
+def check_schedule(schedule: PSchedule, granularity: Granularity, lr_scheduler: str, counts_evaluations: bool) -> None:
+    """Fail where a p schedule does not fit its granularity, or an LR scheduler (its name) that counts evaluations.
 
     Raises:
         ValueError: says what to use instead.
     """
-    if P_SCHEDULES[schedule].follows_lr and granularity == "epoch":
+    record = P_SCHEDULES[schedule]
+    if record.follows_lr and granularity == "epoch":
         raise ValueError(
             f"The p schedule {schedule!r} follows the learning rate step by step and knows no epochs. Use the "
             "granularity 'step', or the p schedule 'cosine' or 'linear'."
         )
-
-
-def check_scheduler_counts_steps(scheduler_name: str, schedule: PSchedule, counts_evaluations: bool) -> None:
-    """Fail where a schedule of p that goes by steps meets an LR scheduler that counts evaluations.
-
-    Raises:
-        ValueError: says which p schedules work with this LR scheduler.
-    """
-    if P_SCHEDULES[schedule].needs_horizon and counts_evaluations:
+    if record.needs_horizon and counts_evaluations:
         raise ValueError(
-            f"The p schedule {schedule!r} goes by training steps, and the LR scheduler {scheduler_name} counts "
+            f"The p schedule {schedule!r} goes by training steps, and the LR scheduler {lr_scheduler} counts "
             "evaluations. Use the p schedule 'lr' (p falls when the learning rate does) or 'constant'."
         )
 
@@ -376,8 +331,3 @@ def _peak_lr(lr_scheduler: Any, group: dict[str, Any], index: int, default: floa
 def _counts_evaluations(lr_scheduler: Any) -> bool:
     # GreedyLR is transformers', which this module does not import.
     return isinstance(lr_scheduler, ReduceLROnPlateau) or type(lr_scheduler).__name__ == "GreedyLR"
-
-
-def _first_lr(group: dict[str, Any], optimizer: LpOptimizer, lr_scheduler: Any) -> float:
-    is_fresh = not getattr(lr_scheduler, "last_epoch", 0)
-    return float(group["lr"] if is_fresh else optimizer.defaults["lr"])

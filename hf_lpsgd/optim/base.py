@@ -12,10 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 from .functional import check_fused
 from .kernels.tensors import PLAIN_TENSOR_TYPES
-from .options import LR, Number, P, Switch, check_implementation
-
-# A param group, those of its parameters that have gradients, and the gradients.
-_GroupStep = tuple[dict[str, Any], list[Tensor], list[Tensor]]
+from .options import LR, P_MAX, Number, P, Switch
 
 
 class LpOptimizer(Optimizer):
@@ -26,7 +23,7 @@ class LpOptimizer(Optimizer):
 
     options: ClassVar[tuple[Number | Switch, ...]] = ()
 
-    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
+    def __init__(self, params: ParamsT, **defaults: Any) -> None:
         self._check(defaults, "")
         super().__init__(params, defaults)
 
@@ -38,7 +35,11 @@ class LpOptimizer(Optimizer):
                 group[option.name] = value
         if "p" in group:
             group["p"] = P.check(group["p"], where)
-        check_implementation(group["foreach"], group["fused"], where)
+        if group["fused"] and group["foreach"]:
+            raise ValueError(
+                f"Invalid fused{where}: True, with foreach=True. Only one of them can be True; leave both None, and "
+                "the best implementation available will be used."
+            )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group, with its own values of any of the constructor's options.
@@ -58,20 +59,21 @@ class LpOptimizer(Optimizer):
             self._check(param_group, where)
             param_group.setdefault("p", param_group["p_max"])
         super().add_param_group(param_group)
-        for index, param in enumerate(self.param_groups[-1]["params"]):
+        try:
+            self._check_params(self.param_groups[-1], where)
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    def _check_params(self, group: dict[str, Any], where: str) -> None:
+        for index, param in enumerate(group["params"]):
             if param.is_complex():
-                group = self.param_groups.pop()
                 raise ValueError(
                     f"{type(self).__name__} does not support complex parameters: {_describe(group, index)}{where} "
                     f"has dtype {param.dtype}. Give it torch.view_as_real of the parameter instead."
                 )
-        if self.param_groups[-1]["fused"]:
-            try:
-                for device in {param.device for param in self.param_groups[-1]["params"]}:
-                    check_fused(device, where)
-            except ValueError:
-                self.param_groups.pop()
-                raise
+            if group["fused"]:
+                check_fused(param.device, where)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # All checks come first, so that a refused state changes nothing.
@@ -118,12 +120,13 @@ class LpOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        names = ["p", *(option.name for option in self.options if option is not P_MAX)]
         for group, params, grads in [self._with_gradients(group) for group in self.param_groups]:
             if params:
-                self._update_group(group, params, grads)
+                self._update_group(params, grads, **{name: group[name] for name in names})
         return loss
 
-    def _with_gradients(self, group: dict[str, Any]) -> _GroupStep:
+    def _with_gradients(self, group: dict[str, Any]) -> tuple[dict[str, Any], list[Tensor], list[Tensor]]:
         params, grads = [], []
         for index, param in enumerate(group["params"]):
             grad = param.grad
@@ -145,7 +148,8 @@ class LpOptimizer(Optimizer):
             grads.append(grad)
         return group, params, grads
 
-    def _update_group(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
+    def _update_group(self, params: list[Tensor], grads: list[Tensor], **hyper: Any) -> None:
+        """Make the step of one param group, given `p` and all of `options` except `p_max`."""
         raise NotImplementedError(f"{type(self).__name__} does not say how to update a param group")
 
 

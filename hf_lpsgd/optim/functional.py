@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,19 +18,8 @@ from .kernels.tensors import PLAIN_TENSOR_TYPES, ParamGradBuffer, StepHyperparam
 
 _FOREACH_DEVICES = ("cuda", "xpu", "mtia")
 
+# `single` is one tensor at a time.
 Implementation = Literal["fused", "foreach", "single"]
-
-
-class DefaultImplementation(NamedTuple):
-    """What updates the tensors of a device where neither `foreach` nor `fused` is set.
-
-    Attributes:
-        name: `fused`, `foreach` or `single` (one tensor at a time).
-        why_not_fused: why there is no fused implementation, and what to do; None where it is `fused`.
-    """
-
-    name: Implementation
-    why_not_fused: str | None
 
 
 def rescaling_exponent(p: float) -> float:
@@ -93,21 +82,12 @@ def lpsgdm(
 
     `m <- momentum*m + (1 - momentum)*g`, then `theta <- (1 - lr*wd) * theta - lr * m / (|m| + eps)^rho`.
 
-    The other arguments and the errors are those of [`lpsgd`][hf_lpsgd.optim.functional.lpsgd].
+    All other arguments and the errors are those of [`lpsgd`][hf_lpsgd.optim.functional.lpsgd].
 
     Args:
-        params: parameters, as in `lpsgd`.
-        grads: their gradients.
         momentum_buffers: the moving averages of the gradients, shaped as `params`, in float32 or in the parameter's
             dtype, changed in place.
-        lr: learning rate.
         momentum: decay of the moving average, in [0, 1).
-        p: order of the norm.
-        eps: added to `|m|` before the power.
-        weight_decay: decoupled weight decay.
-        maximize: ascend instead of descend.
-        foreach: use the foreach implementation, or not.
-        fused: use the fused implementation, or not.
     """
     hyper = StepHyperparameters(lr, momentum, rescaling_exponent(p), eps, weight_decay, maximize)
     _update(list(zip(params, grads, momentum_buffers, strict=True)), hyper, foreach, fused)
@@ -120,23 +100,18 @@ def why_not_fused(device: torch.device) -> str | None:
     return FUSED_KERNELS[device.type].why_unavailable(device)
 
 
-def default_implementation(device: torch.device) -> DefaultImplementation:
-    """The implementation that updates tensors on `device` where neither `foreach` nor `fused` is set."""
+def default_implementation(device: torch.device) -> tuple[Implementation, str | None]:
+    """What updates tensors on `device` where neither `foreach` nor `fused` is set, and why it is not fused, if so."""
     reason = why_not_fused(device)
     if reason is None:
-        return DefaultImplementation("fused", None)
-    return DefaultImplementation("foreach" if device.type in _FOREACH_DEVICES else "single", reason)
+        return "fused", None
+    return "foreach" if device.type in _FOREACH_DEVICES else "single", reason
 
 
 def check_fused(device: torch.device, where: str = "") -> None:
     """Fail where `fused=True` was asked for and tensors are on a device that has no fused implementation.
 
-    Args:
-        device: the tensors' device. `meta` is allowed, since the tensors may be moved later.
-        where: said after the option's name, as " in param group 1".
-
-    Raises:
-        ValueError: says why, and what to do.
+    Tensors on the device `meta` may be moved later, so they are let pass.
     """
     reason = None if device.type == "meta" else why_not_fused(device)
     if reason is not None:

@@ -32,9 +32,9 @@ class LPSGD(LpOptimizer):
         weight_decay: decoupled weight decay, at least 0.
         maximize: ascend the objective.
         foreach: use the foreach implementation, or not.
-        fused: use the fused implementation, or not: on CUDA a Triton kernel, on the CPU compiled
-            C++, both in one pass over memory. Where `foreach` and `fused` are None, each step uses the best available
-            implementation: fused, otherwise foreach on accelerators, otherwise one tensor at a time.
+        fused: use the fused implementation, or not: a Triton kernel on CUDA, compiled C++ on a CPU. Where `foreach`
+            and `fused` are None, each step uses the best available implementation: fused, otherwise foreach on
+            accelerators, otherwise one tensor at a time.
 
     Raises:
         ValueError: an option of the constructor or of a param group is out of range, a parameter is complex, or
@@ -55,26 +55,8 @@ class LPSGD(LpOptimizer):
         foreach: bool | None = None,
         fused: bool | None = None,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "p_max": p_max,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "maximize": maximize,
-            "foreach": foreach,
-            "fused": fused,
-        }
-        super().__init__(params, defaults)
+        numbers = {"lr": lr, "p_max": p_max, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, **numbers, maximize=maximize, foreach=foreach, fused=fused)
 
-    def _update_group(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
-        functional.lpsgd(
-            params,
-            grads,
-            lr=group["lr"],
-            p=group["p"],
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-            maximize=group["maximize"],
-            foreach=group["foreach"],
-            fused=group["fused"],
-        )
+    def _update_group(self, params: list[Tensor], grads: list[Tensor], **hyper: Any) -> None:
+        functional.lpsgd(params, grads, **hyper)

@@ -1,6 +1,7 @@
 """The options of the optimizers: their meaning, the values they can take, and every check of a value.
 
-A check that fails says in one line which option was wrong, what was given and what is allowed.
+A check returns the value, or fails with a ValueError of one line: the option, what was given and what is allowed. Its
+`where` is said after the option's name, as " in param group 1".
 """
 
 from __future__ import annotations
@@ -16,13 +17,11 @@ import torch
 
 @dataclass(frozen=True)
 class Number:
-    """An option that takes a number.
+    """An option that takes a number of at least `low`, and less than `below` if that is not None.
 
     Attributes:
         name: of the constructor's argument, and of the entry in a param group.
         meaning: one line for tables.
-        low: the smallest allowed value.
-        below: all allowed values are less than this; None for any finite number.
         note: said after the range.
         trainer_flag: the flag by which the Trainer is told; None for a key of `optim_args`.
     """
@@ -35,31 +34,17 @@ class Number:
     trainer_flag: str | None = None
 
     @property
-    def range(self) -> str:
-        """The allowed values, as in "a number of at least 0 and less than 1"."""
-        return f"a number of at least {self.low:g}" + ("" if self.below is None else f" and less than {self.below:g}")
-
-    @property
     def allowed(self) -> str:
-        """The allowed values in full, with the note."""
-        words = self.range if self.below is not None else self.range.replace("a number", "a finite number")
-        return f"{words} ({self.note})" if self.note else words
+        finite, end = ("finite ", "") if self.below is None else ("", f" and less than {self.below:g}")
+        return f"a {finite}number of at least {self.low:g}{end}" + (f" ({self.note})" if self.note else "")
 
     @property
     def form(self) -> str:
         """How to write it in `optim_args`."""
-        return f"{self.name}=NUMBER with {self.range}"
+        return f"{self.name}=NUMBER with {self.allowed.replace(' finite', '').removesuffix(f' ({self.note})')}"
 
     def check(self, value: Any, where: str = "") -> float:
-        """Return `value` as a float.
-
-        Args:
-            value: anything; a number or a tensor of one element can be right.
-            where: said after the name, as " in param group 1".
-
-        Raises:
-            ValueError: it is not an allowed number.
-        """
+        """Return a number, or the number in a tensor of one element, as a float, if it is allowed."""
         number = value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
         is_number = isinstance(number, Real) and not isinstance(number, bool)
         try:
@@ -67,20 +52,13 @@ class Number:
         except OverflowError:
             number = math.inf
         if not math.isfinite(number) or number < self.low or (self.below is not None and number >= self.below):
-            raise ValueError(f"Invalid {self.name}{where}: {value!r}. It must be {self.allowed}.")
+            raise invalid(self.name + where, value, self.allowed)
         return float(number)
 
 
 @dataclass(frozen=True)
 class Switch:
-    """An option that is True or False, or None where `optional`.
-
-    Attributes:
-        name: of the constructor's argument, and of the entry in a param group.
-        meaning: one line for tables.
-        optional: whether None is allowed.
-        for_trainer: whether it is a key of `optim_args`.
-    """
+    """An option that is True or False, or None where `optional`; a key of `optim_args` where `for_trainer`."""
 
     name: str
     meaning: str
@@ -89,7 +67,6 @@ class Switch:
 
     @property
     def allowed(self) -> str:
-        """The allowed values, in words."""
         return "True, False or None" if self.optional else "True or False"
 
     @property
@@ -98,25 +75,15 @@ class Switch:
         return f"{self.name}=true, {self.name}=false or {self.name}=none"
 
     def check(self, value: Any, where: str = "") -> bool | None:
-        """Return `value`.
-
-        Raises:
-            ValueError: it is neither True nor False, nor None where that is allowed.
-        """
+        """Return `value`, if it is allowed."""
         if isinstance(value, bool) or (self.optional and value is None):
             return value
-        raise ValueError(f"Invalid {self.name}{where}: {value!r}. It must be {self.allowed}.")
+        raise invalid(self.name + where, value, self.allowed)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """An option that takes one of several names.
-
-    Attributes:
-        name: of the option.
-        meaning: one line for tables.
-        names: the allowed ones; they are looked up at each check, so a table may grow.
-    """
+    """An option that takes one of `names`, which each check looks up anew, so that a table may grow."""
 
     name: str
     meaning: str
@@ -124,7 +91,6 @@ class Choice:
 
     @property
     def allowed(self) -> str:
-        """The allowed values, in words."""
         return f"one of {', '.join(self.names)}"
 
     @property
@@ -133,14 +99,10 @@ class Choice:
         return f"{self.name}=NAME with {self.allowed}"
 
     def check(self, value: Any, where: str = "") -> str:
-        """Return `value`.
-
-        Raises:
-            ValueError: it is not one of the names.
-        """
+        """Return `value`, if it is allowed."""
         if isinstance(value, str) and value in self.names:
             return value
-        raise ValueError(f"Invalid {self.name}{where}: {value!r}. It must be {self.allowed}.")
+        raise invalid(self.name + where, value, self.allowed)
 
 
 Option = Number | Switch | Choice
@@ -157,32 +119,13 @@ FUSED = Switch("fused", "use the fused implementation, or not: Triton on CUDA, c
 
 
 def check_count(name: str, value: Any, low: int, why: str, *, optional: bool = False) -> None:
-    """Fail unless `value` is an integer of at least `low`, or None where `optional`.
-
-    Args:
-        name: of the argument.
-        value: anything.
-        low: the smallest allowed value.
-        why: said last in the error, as "the p schedule needs it".
-        optional: whether None is allowed.
-
-    Raises:
-        ValueError: names the argument, the value and what is allowed.
-    """
+    """Fail unless `value` is an integer of at least `low`, or None where `optional`; `why` is said last."""
     if optional and value is None:
         return
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < low:
-        raise ValueError(f"Invalid {name}: {value!r}. It must be an integer of at least {low}: {why}.")
+        raise invalid(name, value, f"an integer of at least {low}: {why}")
 
 
-def check_implementation(foreach: bool | None, fused: bool | None, where: str = "") -> None:
-    """Fail where two implementations are asked for.
-
-    Raises:
-        ValueError: both are True.
-    """
-    if fused and foreach:
-        raise ValueError(
-            f"Invalid fused{where}: True, with foreach=True. Only one of them can be True; leave both None, and "
-            "the best implementation available will be used."
-        )
+def invalid(name: str, value: Any, allowed: str) -> ValueError:
+    """The error for a value that an option cannot take."""
+    return ValueError(f"Invalid {name}: {value!r}. It must be {allowed}.")

@@ -14,13 +14,7 @@ from .options import Number, Switch
 
 @dataclass(frozen=True)
 class OptimizerRecord:
-    """What there is to know about an optimizer.
-
-    Attributes:
-        name: on the command line, as in `--optim lpsgdm`.
-        cls: its class, which lists its options.
-        description: one line for tables.
-    """
+    """What there is to know about an optimizer: its name, as in `--optim lpsgdm`, its class, and a line for tables."""
 
     name: str
     cls: type[LpOptimizer]
@@ -39,9 +33,6 @@ class OptimizerRecord:
 
 
 OPTIMIZERS: dict[str, OptimizerRecord] = {
-    record.name: record
-    for record in (
-        OptimizerRecord("lpsgd", LPSGD, "SGD in an lp norm; keeps no state"),
-        OptimizerRecord("lpsgdm", LPSGDM, "SGD with momentum in an lp norm; keeps one buffer per parameter"),
-    )
+    "lpsgd": OptimizerRecord("lpsgd", LPSGD, "SGD in an lp norm; keeps no state"),
+    "lpsgdm": OptimizerRecord("lpsgdm", LPSGDM, "SGD with momentum in an lp norm; keeps one buffer per parameter"),
 }

@@ -16,14 +16,7 @@ from torch.optim import Optimizer
 from ..optim import OPTIMIZERS, OptimizerRecord
 from ..optim.functional import check_fused
 from ..optim.options import LR, WEIGHT_DECAY, Number, Option, Switch
-from ..schedules import (
-    P_GRANULARITY,
-    P_SCHEDULE,
-    Granularity,
-    PSchedule,
-    check_granularity,
-    check_scheduler_counts_steps,
-)
+from ..schedules import P_GRANULARITY, P_SCHEDULE, Granularity, PSchedule, check_schedule
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -52,10 +45,7 @@ class OptimArgs:
     def parse(cls, optim: str, text: str | None) -> OptimArgs:
         """Read `text`, a comma-separated list of `key=value`, for the optimizer `optim`.
 
-        The same text is parsed once; a later call returns the first result.
-
-        Raises:
-            ValueError: a key is unknown or given twice, an `=` is missing, or a value is not one the key can take.
+        The same text is parsed once. A mistake in it is a ValueError of one line.
         """
         return _parse(OPTIMIZERS[optim], text or "")
 
@@ -86,14 +76,12 @@ def validate_optim_args(args: TrainingArguments) -> OptimArgs | None:
     parsed = OptimArgs.parse(optim, args.optim_args)
     for option, value in ((LR, args.learning_rate), (WEIGHT_DECAY, args.weight_decay)):
         option.check(value, f" ({option.trainer_flag})")
-    check_granularity(parsed.p_schedule, parsed.p_granularity)
     OPTIMIZERS[optim].cls([torch.zeros(1, device="meta")], **parsed.optimizer_kwargs)
     if parsed.optimizer_kwargs.get("fused"):
         check_fused(args.device, " in optim_args")
     lr_scheduler = name_of(args.lr_scheduler_type)
-    check_scheduler_counts_steps(
-        _COUNT_EVALUATIONS.get(lr_scheduler, lr_scheduler), parsed.p_schedule, lr_scheduler in _COUNT_EVALUATIONS
-    )
+    shown = _COUNT_EVALUATIONS.get(lr_scheduler, lr_scheduler)
+    check_schedule(parsed.p_schedule, parsed.p_granularity, shown, lr_scheduler in _COUNT_EVALUATIONS)
     return parsed
 
 

@@ -26,16 +26,9 @@ _INSTALL = (
 
 
 # In a forked child OpenMP would wait forever for the threads of the parent, so a child uses one thread.
-_is_forked = False
-
-
-def _note_fork() -> None:
-    global _is_forked
-    _is_forked = True
-
-
+_in_forked_child: list[bool] = []
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_note_fork)
+    os.register_at_fork(after_in_child=lambda: _in_forked_child.append(True))
 
 
 @cache
@@ -100,6 +93,6 @@ def step(triples: list[ParamGradBuffer], hyper: StepHyperparameters) -> bool:
         rho,
         eps,
         maximize,
-        1 if _is_forked else torch.get_num_threads(),
+        1 if _in_forked_child else torch.get_num_threads(),
     )
     return True

@@ -17,20 +17,11 @@ ParamGradBuffer = tuple[Tensor, Tensor, Tensor | None]
 
 
 class StepHyperparameters(NamedTuple):
-    """The hyperparameters of one step of a param group.
-
-    Attributes:
-        lr: learning rate, a number or a tensor of one element.
-        momentum: decay of the moving average, in [0, 1); unused where there are no buffers.
-        rho: exponent of the rescaling, in [0, 1).
-        eps: added to the magnitude before the power.
-        weight_decay: decoupled weight decay.
-        maximize: ascend instead of descend.
-    """
+    """The hyperparameters of one step of a param group."""
 
     lr: float | Tensor
-    momentum: float
-    rho: float
+    momentum: float  # unused where there are no buffers
+    rho: float  # exponent of the rescaling, in [0, 1)
     eps: float
     weight_decay: float
     maximize: bool

@@ -6,7 +6,6 @@ Tensors are updated in blocks. So the temporaries of a step stay below a constan
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from .tensors import ParamGradBuffer, StepHyperparameters, blocks
 
@@ -24,33 +23,28 @@ def step(triples: list[ParamGradBuffer], hyper: StepHyperparameters, *, foreach:
         hyper: the hyperparameters of the step.
         foreach: use the foreach kernels.
     """
-    hyper = hyper._replace(lr=float(hyper.lr))
+    lr = float(hyper.lr)  # a tensor on a device is read once
+    dtype = torch.float64 if triples[0][0].dtype == torch.float64 else torch.float32
     limit = _CPU_BLOCK if triples[0][0].device.type == "cpu" else _DEVICE_BLOCK
     batch: list[ParamGradBuffer] = []
     elements = 0
     for block in blocks(triples, limit):
         if not foreach:
-            _single_tensor(block, hyper)
+            _single_tensor(block, hyper, lr, dtype)
             continue
         size = block[0].numel()
         if elements + size > limit:
-            _multi_tensor(batch, hyper)
+            _multi_tensor(batch, hyper, lr, dtype)
             batch, elements = [], 0
         batch.append(block)
         elements += size
     if batch:
-        _multi_tensor(batch, hyper)
+        _multi_tensor(batch, hyper, lr, dtype)
 
 
-def _compute_dtype(param: Tensor) -> torch.dtype:
-    return torch.float64 if param.dtype == torch.float64 else torch.float32
-
-
-def _single_tensor(block: ParamGradBuffer, hyper: StepHyperparameters) -> None:
+def _single_tensor(block: ParamGradBuffer, hyper: StepHyperparameters, lr: float, dtype: torch.dtype) -> None:
     param, grad, buffer = block
-    lr, momentum, rho, eps, weight_decay, maximize = hyper
-    lr = float(lr)
-    dtype = _compute_dtype(param)
+    _, momentum, rho, eps, weight_decay, maximize = hyper
     grad = grad.to(dtype)
     if maximize:
         grad = -grad
@@ -75,11 +69,9 @@ def _single_tensor(block: ParamGradBuffer, hyper: StepHyperparameters) -> None:
         param.copy_(theta)
 
 
-def _multi_tensor(batch: list[ParamGradBuffer], hyper: StepHyperparameters) -> None:
-    lr, momentum, rho, eps, weight_decay, maximize = hyper
-    lr = float(lr)
+def _multi_tensor(batch: list[ParamGradBuffer], hyper: StepHyperparameters, lr: float, dtype: torch.dtype) -> None:
+    _, momentum, rho, eps, weight_decay, maximize = hyper
     params = [param for param, _, _ in batch]
-    dtype = _compute_dtype(params[0])
     grads = [grad.to(dtype) for _, grad, _ in batch]
     if maximize:
         grads = list(torch._foreach_neg(grads))

@@ -46,38 +46,16 @@ def lp_step(
     remaining = tl.load(row + 3) - start
     if LR_IS_TENSOR:
         lr = tl.load(lr).to(tl.float32)
+    params, grads, buffers = param + start, grad + start, buffer + start
+    HAS_BUFFER: tl.constexpr = BUFFER_DTYPE is not None
     # Most blocks are whole, and then each thread can load and store 16 bytes at a time.
     if (remaining >= BLOCK) & (tl.load(row + 5) != 0):
         _update(
-            tl.multiple_of(param, 16) + start,
-            tl.multiple_of(grad, 16) + start,
-            tl.multiple_of(buffer, 16) + start,
-            remaining,
-            lr,
-            grad_weight,
-            rho,
-            eps,
-            weight_decay,
-            sign,
-            BUFFER_DTYPE is not None,
-            False,
-            BLOCK,
+            params, grads, buffers, remaining, lr, grad_weight, rho, eps, weight_decay, sign, HAS_BUFFER, True, BLOCK
         )
     else:
         _update(
-            param + start,
-            grad + start,
-            buffer + start,
-            remaining,
-            lr,
-            grad_weight,
-            rho,
-            eps,
-            weight_decay,
-            sign,
-            BUFFER_DTYPE is not None,
-            True,
-            BLOCK,
+            params, grads, buffers, remaining, lr, grad_weight, rho, eps, weight_decay, sign, HAS_BUFFER, False, BLOCK
         )
 
 
@@ -94,19 +72,22 @@ def _update(
     weight_decay,
     sign,
     HAS_BUFFER: tl.constexpr,
-    MASKED: tl.constexpr,
+    WHOLE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     offsets = tl.arange(0, BLOCK)
-    mask = offsets < remaining if MASKED else None
-    param = tl.load(params + offsets, mask=mask).to(tl.float32)
-    mean = sign * tl.load(grads + offsets, mask=mask).to(tl.float32)
+    mask = None if WHOLE else offsets < remaining
+    params, grads, buffers = params + offsets, grads + offsets, buffers + offsets
+    if WHOLE:
+        params, grads, buffers = tl.multiple_of(params, 16), tl.multiple_of(grads, 16), tl.multiple_of(buffers, 16)
+    param = tl.load(params, mask=mask).to(tl.float32)
+    mean = sign * tl.load(grads, mask=mask).to(tl.float32)
     if HAS_BUFFER:
-        buffer = tl.load(buffers + offsets, mask=mask).to(tl.float32)
+        buffer = tl.load(buffers, mask=mask).to(tl.float32)
         # Of the two ways to interpolate, the one with the smaller error, as torch.lerp does.
         change = mean - buffer
         mean = tl.where(grad_weight < 0.5, buffer + grad_weight * change, mean - (1.0 - grad_weight) * change)
-        tl.store(buffers + offsets, mean.to(buffers.dtype.element_ty), mask=mask)
+        tl.store(buffers, mean.to(buffers.dtype.element_ty), mask=mask)
     # magnitude^-rho, as exp2(-rho * log2(magnitude)). As in cpu_kernel.cpp, it = 2^exponent * (1 + z) with 1 + z
     # in [sqrt(1/2), sqrt(2)), and log2(1 + z) is a minimax polynomial with an absolute error of 3e-7: the hardware's
     # own log2 has a relative error, which the power magnifies where the magnitude is far from 1.
@@ -124,4 +105,4 @@ def _update(
     scale = tl.exp2(-rho * exponent.to(tl.float32) - rho * (log2 * z))
     scale = tl.where((magnitude > 3.4028234663852886e38) & (rho > 0.0), 0.0, scale)
     param = (1.0 - lr * weight_decay) * param - (lr * mean) * scale
-    tl.store(params + offsets, param.to(params.dtype.element_ty), mask=mask)
+    tl.store(params, param.to(params.dtype.element_ty), mask=mask)
