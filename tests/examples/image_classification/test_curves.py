@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 from curves import plot_history
+from paths import IMAGE_CLASSIFICATION
 from PIL import Image
 
 HISTORY = [
@@ -73,5 +74,6 @@ def test_no_global_state_of_matplotlib_is_needed(tmp_path):
         "assert 'matplotlib.figure' in sys.modules and 'matplotlib.pyplot' not in sys.modules"
     )
     command = [sys.executable, "-c", code, json.dumps(HISTORY), str(tmp_path / "curves.png")]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    # In the folder of curves.py, which is where Python looks for it first.
+    result = subprocess.run(command, cwd=IMAGE_CLASSIFICATION, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
