@@ -51,8 +51,8 @@ def test_minimal_trainer_learns_and_anneals_p_to_2(run, tmp_path):
     epochs = 3 if run is run_alone else 6
     arguments = ["--optim", "lpsgdm", "--optim_args", "p_max=20", "--num_train_epochs", str(epochs)]
     output = run(TRAINER, *arguments, "--use_cpu", "--disable_tqdm", "true", "--output_dir", "out", folder=tmp_path)
-    first, *_ = (float(loss) for loss in re.findall(r"'loss': '?([\d.]+)", output))
-    (last,) = re.findall(r"^loss = ([\d.]+)$", output, re.MULTILINE)
+    first, *_ = (float(loss) for loss in re.findall(r"{'loss': '?([\d.]+)", output))
+    (last,) = re.findall(r"'eval_loss': '?([\d.]+)", output)
     assert float(last) < 0.3 * first
     p = [float(value) for value in re.findall(r"'p': '?([\d.]+)", output)]
     assert len(p) == 4
