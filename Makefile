@@ -33,10 +33,11 @@ test: check
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: setup
-	@echo "check: ruff check, ruff format --check, mypy"
+	@echo "check: ruff check, ruff format --check, mypy, lint-imports"
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/python -m mypy
+	@$(BIN)/lint-imports --no-logo --no-cache
 
 # Not with --quiet: mkdocs would count no warnings then, and nothing would fail.
 docs: setup

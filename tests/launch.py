@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,37 @@ def run_to_end(command, *, cwd=None, env=None, timeout=240):
                 launcher.kill()
                 launcher.communicate()
     return Result(launcher.returncode, output)
+
+
+class Finished(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def _obey_interrupts():
+    """What a shell starts in the background ignores SIGINT, and so would all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def python(cwd, *arguments, env=None, timeout=60):
+    """Run `python ARGUMENTS` in a folder to its end, with stdout and stderr apart."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        preexec_fn=_obey_interrupts,
+        timeout=timeout,
+    )
+    return Finished(done.returncode, done.stdout, done.stderr)
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
 
 
 class ForkServer:

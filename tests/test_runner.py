@@ -1,50 +1,23 @@
 """The runner: scripts and modules run as plain `python` runs them, with the optimizers registered.
 
 Most tests run the real runner in a package whose registration is a stub, so that a process starts in milliseconds, and
-compare exit status and output with plain `python`. The last ones train with transformers and the real package.
+compare exit status and output with plain `python`. test_runner_training.py trains with the real
+package.
 """
 
 import importlib.util
-import json
 import os
-import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from launch import python, write
 
 PACKAGE = Path(importlib.util.find_spec("hf_lpsgd").origin).parent
-
-
-class Result(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def _obey_interrupts():
-    """What a shell starts in the background ignores SIGINT, and so would all that it starts."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def python(cwd, *arguments, env=None, timeout=60):
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        env=env,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        preexec_fn=_obey_interrupts,
-        timeout=timeout,
-    )
-    return Result(done.returncode, done.stdout, done.stderr)
 
 
 def make_package(folder, register):
@@ -76,11 +49,6 @@ def both(tmp_path, quick):
         return plain.result()
 
     return run
-
-
-def write(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
 
 
 DESCRIBE = """
@@ -330,84 +298,3 @@ def test_failed_registration_is_one_line_and_nothing_runs(tmp_path):
         "",
         "hf_lpsgd: cannot register its optimizers: hf_lpsgd needs transformers>=5.2\n",
     )
-
-
-TRAIN = """
-import json
-
-import torch
-from transformers import HfArgumentParser, TrainingArguments
-
-
-def main():
-    (args,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses()
-
-    from transformers import Trainer, ViTConfig, ViTForImageClassification
-
-    torch.manual_seed(0)
-    sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
-    model = ViTForImageClassification(ViTConfig(image_size=4, patch_size=2, num_labels=3, **sizes))
-    data = [{"pixel_values": torch.randn(3, 4, 4), "labels": i % 3} for i in range(16)]
-    trainer = Trainer(model=model, args=args, train_dataset=data)
-    trainer.train()
-    if trainer.is_world_process_zero():
-        world_size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-        wrapper = type(trainer.model_wrapped).__name__
-        result = {"log_history": trainer.state.log_history, "world_size": world_size, "wrapper": wrapper}
-        with open(args.output_dir + ".json", "w") as file:
-            json.dump(result, file)
-
-
-if __name__ == "__main__":
-    main()
-"""
-
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-OPTIONS = shlex.split("""
---optim lpsgdm --optim_args p_max=20,p_schedule=cosine --learning_rate 0.01 --max_steps 4 --logging_steps 1
---per_device_train_batch_size 2 --use_cpu --save_strategy no --report_to none --disable_tqdm true
-""")
-
-
-@pytest.fixture(scope="module")
-def training(tmp_path_factory):
-    """The same script under plain python, the runner, and the runner in two processes, all started at once."""
-    folder = tmp_path_factory.mktemp("training")
-    write(folder / "train.py", TRAIN)
-    launches = {
-        "plain": ["train.py"],
-        "runner": ["-m", "hf_lpsgd", "train.py"],
-        "torchrun": [*TORCHRUN, "-m", "hf_lpsgd", "train.py"],
-    }
-    env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore")
-    with ThreadPoolExecutor() as pool:
-        jobs = {
-            name: pool.submit(
-                python, folder, *launch, *OPTIONS, "--output_dir", str(folder / name), env=env, timeout=300
-            )
-            for name, launch in launches.items()
-        }
-    outcomes = {name: folder / f"{name}.json" for name in launches}
-    return {
-        name: (jobs[name].result(), json.loads(path.read_text()) if path.exists() else None)
-        for name, path in outcomes.items()
-    }
-
-
-def test_plain_python_does_not_know_the_optimizer(training):
-    result, outcome = training["plain"]
-    assert result.returncode != 0
-    assert "lpsgdm" in result.stderr
-    assert outcome is None
-
-
-@pytest.mark.parametrize(("name", "world_size"), [("runner", 1), ("torchrun", 2)])
-def test_script_that_only_knows_transformers_trains_with_p_falling_from_p_max_to_2(training, name, world_size):
-    result, outcome = training[name]
-    assert result.returncode == 0, result.stderr
-    assert outcome["world_size"] == world_size
-    assert (outcome["wrapper"] == "DistributedDataParallel") == (world_size > 1)
-    p = [entry["p"] for entry in outcome["log_history"] if "learning_rate" in entry]
-    assert len(p) == 4
-    assert p == sorted(set(p), reverse=True)
-    assert (p[0], p[-1]) == (20, pytest.approx(2))

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from matrix import EACH_OPTIMIZER
 from peak_memory import peak_of
 from reference import as_float64, lpsgdm_step
 
@@ -12,8 +13,6 @@ from hf_lpsgd import LPSGD, LPSGDM
 from hf_lpsgd.optim import functional
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-
-BOTH = pytest.mark.parametrize("cls", [LPSGD, LPSGDM])
 
 
 def randn(*shape, seed=0, dtype=torch.float32):
@@ -57,7 +56,7 @@ def test_every_step_equals_the_reference_while_p_falls_to_2():
             np.testing.assert_allclose(as_float64(param)[good], expected[good], rtol=1e-5, atol=0)
 
 
-@BOTH
+@EACH_OPTIMIZER
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_is_rounded_once_and_agrees_with_foreach(cls, dtype):
     results = []
@@ -90,7 +89,7 @@ def test_parameters_on_cpu_and_gpu_in_one_group():
     torch.testing.assert_close(on_gpu.detach().cpu(), on_cpu.detach(), rtol=1e-6, atol=1e-6)
 
 
-@BOTH
+@EACH_OPTIMIZER
 def test_nothing_waits_for_the_device_nor_compiles_when_p_lr_and_addresses_change(cls):
     from hf_lpsgd.optim.kernels import triton_kernel
 
@@ -115,7 +114,7 @@ def test_nothing_waits_for_the_device_nor_compiles_when_p_lr_and_addresses_chang
     assert len(next(iter(triton_kernel.lp_step.device_caches.values()))[0]) == compiled
 
 
-@BOTH
+@EACH_OPTIMIZER
 def test_a_captured_graph_repeats_the_step_and_reads_a_learning_rate_on_the_device(cls):
     params = [randn(3000).requires_grad_(), randn(7).requires_grad_()]
     twins = copy.deepcopy(params)

@@ -1,21 +1,17 @@
 """Which implementation is used, that all of them do the same, and what they leave alone."""
 
 import io
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matrix import EACH_OPTIMIZER
 from peak_memory import peak_of
 
 from hf_lpsgd import LPSGD, LPSGDM
 from hf_lpsgd.optim import functional
 from hf_lpsgd.optim.kernels import cpu, torch_ops
 
-BOTH = pytest.mark.parametrize("cls", [LPSGD, LPSGDM])
 # Each but the first is compared with it.
 IMPLEMENTATIONS = ["single", "foreach", "fused", "triton"]
 DTYPES = (torch.float32, torch.float16, torch.float64, torch.bfloat16)
@@ -70,7 +66,7 @@ def assert_close(params, expected, steps=1):
         torch.testing.assert_close(param.detach(), value.detach(), rtol=steps * rounding, atol=steps * rounding)
 
 
-@BOTH
+@EACH_OPTIMIZER
 @pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1, "maximize": True}, {"momentum": 0.3}])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS[1:])
 def test_they_agree_while_p_lr_gradients_and_their_addresses_change(cls, options, implementation, implement):
@@ -109,7 +105,7 @@ def test_a_checkpoint_of_one_continues_with_any_other(written_by, read_by, imple
     assert_close(params, expected, steps=12)
 
 
-@BOTH
+@EACH_OPTIMIZER
 def test_the_default_on_the_cpu_is_the_fused_kernel_chosen_at_each_step(cls, implement, kernel_calls, monkeypatch):
     implement("fused")
     params = [torch.ones(5, requires_grad=True), torch.ones(3, requires_grad=True)]
@@ -125,7 +121,7 @@ def test_the_default_on_the_cpu_is_the_fused_kernel_chosen_at_each_step(cls, imp
     assert kernel_calls == [2]
 
 
-@BOTH
+@EACH_OPTIMIZER
 @pytest.mark.parametrize("options", [{"foreach": False}, {"foreach": True}, {"fused": False}])
 def test_the_fused_kernel_is_not_used_where_another_is_asked_for(cls, options, kernel_calls):
     param = torch.ones(5, requires_grad=True)
@@ -155,30 +151,6 @@ def test_numbers_of_other_kinds_that_a_scheduler_may_set_step_as_floats_do(lr, i
     torch.testing.assert_close(param.detach(), torch.full((3,), 0.8))
 
 
-def test_a_forked_child_of_a_process_that_has_stepped_can_step(implement):
-    implement("fused")
-    code = """
-import multiprocessing, torch
-from hf_lpsgd import LPSGDM
-
-def train():
-    params = [torch.nn.Parameter(torch.ones(1000)) for _ in range(200)]
-    for param in params:
-        param.grad = torch.ones(1000)
-    LPSGDM(params, fused=True).step()
-
-torch.set_num_threads(2)
-train()
-child = multiprocessing.get_context("fork").Process(target=train)
-child.start()
-child.join(60)
-print(child.exitcode)
-child.kill()
-"""
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert shown.stdout.strip() == "0", shown.stderr
-
-
 def test_one_call_of_the_kernel_updates_all_tensors_of_a_kind(implement, kernel_calls):
     params = make_params()
     optimizer = LPSGDM(params, **implement("fused"))
@@ -189,7 +161,7 @@ def test_one_call_of_the_kernel_updates_all_tensors_of_a_kind(implement, kernel_
     assert sorted(kernel_calls) == [1, 1, 5]
 
 
-@BOTH
+@EACH_OPTIMIZER
 def test_fused_where_the_kernel_was_not_compiled_is_refused_in_one_line_with_what_to_do(cls, monkeypatch, tmp_path):
     monkeypatch.setattr(cpu, "__file__", str(tmp_path / "cpu.py"))
     cpu._library.cache_clear()
@@ -209,24 +181,7 @@ def test_fused_where_the_kernel_was_not_compiled_is_refused_in_one_line_with_wha
         cpu._library.cache_clear()
 
 
-def test_a_compiled_kernel_that_is_broken_or_of_another_version_is_not_called(implement, monkeypatch, tmp_path):
-    implement("fused")
-    (tmp_path / f"_cpu_kernel{cpu.EXTENSION_SUFFIXES[0]}").write_text("not a library")
-    try:
-        with monkeypatch.context() as patch:
-            patch.setattr(cpu, "__file__", str(tmp_path / "cpu.py"))
-            cpu._library.cache_clear()
-            assert "cannot be loaded" in functional.why_not_fused(torch.device("cpu"))
-        with monkeypatch.context() as patch:
-            patch.setattr(cpu, "_INTERFACE", -1)
-            cpu._library.cache_clear()
-            assert "another version" in functional.why_not_fused(torch.device("cpu"))
-    finally:
-        cpu._library.cache_clear()
-    assert functional.why_not_fused(torch.device("cpu")) is None
-
-
-@BOTH
+@EACH_OPTIMIZER
 def test_fused_on_a_device_without_it_is_refused_when_built_and_before_a_step_changes_anything(cls, monkeypatch):
     params = [torch.ones(2, requires_grad=True) for _ in range(2)]
     optimizer = cls([{"params": params[:1]}, {"params": params[1:]}])
@@ -242,7 +197,7 @@ def test_fused_on_a_device_without_it_is_refused_when_built_and_before_a_step_ch
     assert len(optimizer.param_groups) == 2
 
 
-@BOTH
+@EACH_OPTIMIZER
 def test_fused_and_foreach_together_are_refused(cls):
     with pytest.raises(ValueError, match=r"Invalid fused: True, with foreach=True\. Only one"):
         cls([torch.ones(1, requires_grad=True)], fused=True, foreach=True)
@@ -315,74 +270,6 @@ def test_gradients_that_are_not_finite_give_what_the_formula_does(p, expected, d
     functional.lpsgd([param], [gradient], lr=1.0, p=p, eps=1e-8, weight_decay=0.0, **implement(implementation))
     numbers = torch.tensor([float("nan"), expected, -expected, -1.0], dtype=dtype)
     torch.testing.assert_close(param, numbers, equal_nan=True)
-
-
-def test_the_cpu_kernel_gives_the_same_bits_however_tensors_are_cut_and_on_any_number_of_threads(implement):
-    implement("fused")
-    generator = torch.Generator().manual_seed(0)
-    param, grad, buffer = (torch.randn(200_003, generator=generator) * scale for scale in (1.0, 1e-4, 1e-4))
-
-    def step(pieces, threads):
-        tensors = [t.clone() for t in (param, grad, buffer)]
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            functional.lpsgdm(
-                *([t[start:end] for start, end in pieces] for t in tensors),
-                lr=1e-2,
-                momentum=0.9,
-                p=20.0,
-                eps=1e-8,
-                weight_decay=0.1,
-                fused=True,
-            )
-        finally:
-            torch.set_num_threads(before)
-        return tensors
-
-    whole = step([(0, 200_003)], 1)
-    cut = [(0, 1), (1, 38), (38, 70_000), (70_000, 70_017), (70_017, 200_003)]
-    for other in (step([(0, 200_003)], 2), step([(0, 200_003)], 5), step(cut, 1), step(cut, 3)):
-        assert all(torch.equal(a, b) for a, b in zip(whole, other, strict=True))
-
-
-@pytest.mark.parametrize("capability", ["default", "avx2"])
-def test_the_cpu_kernel_is_as_exact_with_the_lesser_instruction_sets(capability, implement):
-    implement("fused")
-    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
-        pytest.skip("this CPU has one instruction set only")
-    tests = "(every_step_equals or update_itself) and fused or kernel_gives_the_same or kernel_reads"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", tests]
-    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
-    files = [__file__, str(Path(__file__).with_name("test_step_matches_reference.py"))]
-    show = "from hf_lpsgd.optim.kernels import cpu; print(cpu.instructions())"
-    shown = subprocess.run([sys.executable, "-c", show], env=environment, capture_output=True, text=True, check=True)
-    assert shown.stdout.strip().lower() == capability
-    result = subprocess.run([*command, *files], env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout
-    assert " passed" in result.stdout
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_the_cpu_kernel_reads_and_rounds_every_low_precision_number_as_torch_does(dtype, implement):
-    implement("fused")
-    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
-    kept = every.clone()
-    functional.lpsgd([kept], [torch.zeros_like(kept)], lr=0.0, p=2.0, eps=1e-8, weight_decay=0.0, fused=True)
-    assert torch.equal(kept.nan_to_num(nan=1.0), every.nan_to_num(nan=1.0))
-    assert torch.equal(kept.isnan(), every.isnan())
-
-    generator = torch.Generator().manual_seed(0)
-    exponents = torch.randint(-45, 39, (200_000,), generator=generator)
-    values = torch.randn(200_000, generator=generator) * 10.0**exponents
-    finite = every[every.isfinite()].float()
-    halfway = (finite[:-1] + finite[1:]) / 2
-    values = torch.cat([values, halfway, halfway.nextafter(torch.tensor(0.0)), torch.tensor([65519.9, 65520.0, 3e38])])
-    rounded = torch.zeros(len(values), dtype=dtype)
-    functional.lpsgd([rounded], [-values], lr=1.0, p=2.0, eps=1e-8, weight_decay=0.0, fused=True)
-    expected = values.to(dtype)
-    agree = (rounded == expected) | (rounded.isnan() & expected.isnan())
-    assert agree.all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

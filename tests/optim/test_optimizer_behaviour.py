@@ -7,11 +7,10 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from matrix import EACH_OPTIMIZER
 from reference import as_float64, lpsgd_step
 
 from hf_lpsgd import LPSGD, LPSGDM, tie_p_schedule
-
-BOTH = pytest.mark.parametrize("cls", [LPSGD, LPSGDM])
 
 
 def make_model():
@@ -39,7 +38,7 @@ def with_schedule(optimizer):
     return scheduler
 
 
-@BOTH
+@EACH_OPTIMIZER
 def test_p_starts_at_p_max_and_stays_there_until_a_schedule_is_tied(cls):
     model = make_model()
     optimizer = cls(model.parameters(), p_max=7.0)
@@ -60,7 +59,7 @@ def test_lpsgd_keeps_no_state_and_lpsgdm_one_tensor_of_the_parameters_shape_and_
             assert all(t.shape == param.shape and t.dtype == param.dtype for t in state.values())
 
 
-@BOTH
+@EACH_OPTIMIZER
 def test_a_run_continues_bit_for_bit_from_a_weights_only_checkpoint(cls):
     straight = make_model()
     optimizer = cls(straight.parameters(), lr=1e-2, p_max=20.0)
@@ -84,7 +83,7 @@ def test_a_run_continues_bit_for_bit_from_a_weights_only_checkpoint(cls):
     assert optimizer.param_groups[0]["p"] == 2.0
 
 
-@BOTH
+@EACH_OPTIMIZER
 @pytest.mark.parametrize("copy_of", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
 def test_copies_and_pickles_continue_bit_for_bit(cls, copy_of):
     model = make_model()
@@ -96,7 +95,7 @@ def test_copies_and_pickles_continue_bit_for_bit(cls, copy_of):
     assert all(torch.equal(a, b) for a, b in zip(weights(model), weights(other_model), strict=True))
 
 
-@BOTH
+@EACH_OPTIMIZER
 def test_each_param_group_has_options_of_its_own(cls):
     params = [torch.ones(3, requires_grad=True) for _ in range(3)]
     groups = [
@@ -121,7 +120,7 @@ def test_each_param_group_has_options_of_its_own(cls):
         np.testing.assert_allclose(as_float64(param), value, rtol=1e-5)
 
 
-@BOTH
+@EACH_OPTIMIZER
 def test_maximize_ascends_and_still_decays_the_weights(cls):
     param = torch.tensor([1.0, -1.0], requires_grad=True)
     optimizer = cls([param], lr=0.1, p_max=1e6, weight_decay=0.5, maximize=True)
@@ -130,7 +129,7 @@ def test_maximize_ascends_and_still_decays_the_weights(cls):
     torch.testing.assert_close(param.detach(), torch.tensor([0.95 + 0.1, -0.95 + 0.1]), rtol=1e-4, atol=0)
 
 
-@BOTH
+@EACH_OPTIMIZER
 def test_step_returns_the_loss_of_its_closure_computed_with_gradients(cls):
     param = torch.tensor([1.0], requires_grad=True)
     optimizer = cls([param], lr=0.1)
@@ -146,7 +145,7 @@ def test_step_returns_the_loss_of_its_closure_computed_with_gradients(cls):
     assert optimizer.step() is None
 
 
-@BOTH
+@EACH_OPTIMIZER
 def test_parameters_without_gradients_are_left_alone_and_get_no_state(cls):
     used, unused = (torch.ones(2, requires_grad=True) for _ in range(2))
     optimizer = cls([used, unused], weight_decay=0.5)
@@ -157,7 +156,7 @@ def test_parameters_without_gradients_are_left_alone_and_get_no_state(cls):
     assert not torch.equal(used, torch.ones(2))
 
 
-@BOTH
+@EACH_OPTIMIZER
 def test_a_tensor_learning_rate_steps_as_a_float_does(cls):
     results = []
     for lr in (0.05, torch.tensor(0.05)):
@@ -169,7 +168,7 @@ def test_a_tensor_learning_rate_steps_as_a_float_does(cls):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-@BOTH
+@EACH_OPTIMIZER
 def test_step_hooks_are_called(cls):
     calls = []
     param = torch.ones(1, requires_grad=True)
@@ -181,7 +180,7 @@ def test_step_hooks_are_called(cls):
     assert calls == ["before", "after"]
 
 
-@BOTH
+@EACH_OPTIMIZER
 def test_a_checkpoint_without_newer_options_loads_with_their_defaults(cls):
     optimizer = cls([torch.ones(1, requires_grad=True)], p_max=5.0)
     state = optimizer.state_dict()
@@ -251,7 +250,7 @@ def test_a_bad_option_is_refused_by_name_in_the_constructor_and_in_every_group(c
     assert len(optimizer.param_groups) == 1
 
 
-@BOTH
+@EACH_OPTIMIZER
 def test_numbers_of_other_libraries_are_accepted_and_kept_as_plain_floats(cls):
     for number in (np.int64(3), torch.tensor(3.0), 3):
         optimizer = cls([torch.ones(1, requires_grad=True)], lr=np.float32(0.1), p_max=number)
@@ -259,7 +258,7 @@ def test_numbers_of_other_libraries_are_accepted_and_kept_as_plain_floats(cls):
         assert [type(group[name]) for name in ("lr", "p_max", "p")] == [float] * 3
 
 
-@BOTH
+@EACH_OPTIMIZER
 def test_complex_parameters_are_refused_by_name(cls):
     named = [("weight", torch.ones(2, requires_grad=True)), ("phase", torch.ones(3, dtype=torch.complex64))]
     with pytest.raises(ValueError, match=r"complex parameters: the parameter 'phase' of shape \(3,\)"):
@@ -270,7 +269,7 @@ def test_complex_parameters_are_refused_by_name(cls):
     assert len(optimizer.param_groups) == 1
 
 
-@BOTH
+@EACH_OPTIMIZER
 def test_sparse_gradients_are_refused_by_name_before_anything_changes(cls):
     torch.manual_seed(0)
     model = torch.nn.Sequential()

@@ -1,32 +1,9 @@
 import pytest
 import torch
+from trainer_model import TinyData, TinyModel
 from transformers import Trainer, TrainingArguments
 
 import hf_lpsgd  # noqa: F401
-
-
-class TinyModel(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.body = torch.nn.Linear(4, 8)
-        self.head = torch.nn.Linear(8, 3)
-
-    def forward(self, inputs, labels):
-        logits = self.head(self.body(inputs).tanh())
-        return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
-
-
-class TinyData(torch.utils.data.Dataset):
-    def __init__(self, length):
-        generator = torch.Generator().manual_seed(0)
-        self.inputs = torch.randn(length, 4, generator=generator)
-        self.labels = torch.randint(0, 3, (length,), generator=generator)
-
-    def __len__(self):
-        return len(self.inputs)
-
-    def __getitem__(self, index):
-        return {"inputs": self.inputs[index], "labels": self.labels[index]}
 
 
 @pytest.fixture

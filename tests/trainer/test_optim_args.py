@@ -3,7 +3,7 @@ from transformers import TrainingArguments
 
 from hf_lpsgd import LPSGD, LPSGDM
 from hf_lpsgd.optim import functional
-from hf_lpsgd.trainer import OptimArgs, validate_optim_args
+from hf_lpsgd.trainer import OptimArgs, optim_args, validate_optim_args
 from hf_lpsgd.trainer.optim_args import optimizer_class_and_kwargs
 
 KEYS_OF_LPSGDM = "p_max, momentum, eps, p_schedule, p_granularity, foreach, fused"
@@ -114,3 +114,16 @@ def test_other_optimizers_are_none_of_its_business(tmp_path):
 def test_the_optimizer_gets_the_learning_rate_and_what_optim_args_say(name, cls, tmp_path):
     args = TrainingArguments(str(tmp_path), optim=name, optim_args="p_max=6,p_schedule=lr", learning_rate=0.25)
     assert optimizer_class_and_kwargs(args) == (cls, {"lr": 0.25, "p_max": 6.0})
+
+
+def test_optim_args_are_parsed_once_for_a_whole_training(make_trainer):
+    optim_args._parse.cache_clear()
+    make_trainer(optim_args="p_max=7.5", max_steps=2).train()
+    assert optim_args._parse.cache_info().misses == 1
+
+
+def test_what_was_parsed_cannot_be_changed_for_a_later_trainer():
+    with pytest.raises(TypeError):
+        OptimArgs.parse("lpsgdm", "p_max=20").optimizer_kwargs["p_max"] = 3.0
+    with pytest.raises(AttributeError):
+        OptimArgs.parse("lpsgdm", "p_max=20").p_schedule = "lr"

@@ -10,11 +10,12 @@ from transformers.trainer_optimizer import _OPTIMIZER_HANDLERS
 from transformers.training_args import OptimizerNames
 
 import hf_lpsgd
+from hf_lpsgd.optim import OPTIMIZERS
 from hf_lpsgd.trainer import register
 from hf_lpsgd.trainer.callback import LpScheduleCallback
 
 
-@pytest.mark.parametrize("name", ["lpsgd", "lpsgdm"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_importing_the_package_makes_both_names_valid(name, tmp_path):
     assert OptimizerNames(name).value == name
     assert OptimizerNames(name) in _OPTIMIZER_HANDLERS

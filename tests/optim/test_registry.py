@@ -1,0 +1,40 @@
+"""The records of the optimizers: what they tell the parser and the docs about an option is what the class does."""
+
+import inspect
+
+import pytest
+import torch
+
+from hf_lpsgd.optim import OPTIMIZERS
+from hf_lpsgd.optim.options import LR, P_MAX, Number
+
+RECORDS = pytest.mark.parametrize("record", OPTIMIZERS.values(), ids=OPTIMIZERS)
+OPTIONS = [(record, option) for record in OPTIMIZERS.values() for option in record.options]
+
+
+@RECORDS
+def test_a_record_lists_every_argument_of_the_constructor_with_its_default(record):
+    parameters = list(inspect.signature(record.cls).parameters)
+    assert sorted(option.name for option in record.options) == sorted(set(parameters) - {"params"})
+    (group,) = record.cls([torch.ones(1)]).param_groups
+    assert {name: group[name] for name in record.defaults} == record.defaults
+    assert record.options[0] is LR
+    assert P_MAX in record.options
+
+
+@pytest.mark.parametrize(("record", "option"), OPTIONS, ids=lambda x: x.name)
+def test_the_constructor_takes_the_range_that_the_record_tells_and_no_more(record, option):
+    def make(value):
+        return record.cls([torch.ones(1)], **{option.name: value}).param_groups[0][option.name]
+
+    if not isinstance(option, Number):
+        assert make(False) is False
+        with pytest.raises(ValueError, match=f"Invalid {option.name}: 3. It must be {option.allowed}"):
+            make(3)
+        return
+    assert make(option.low) == option.low
+    beyond = [option.low - 1e-6, float("nan"), float("inf"), "1", True, *([option.below] if option.below else [])]
+    for value in beyond:
+        with pytest.raises(ValueError, match=f"Invalid {option.name}: .*It must be a .*number of at least"):
+            make(value)
+    assert option.meaning

@@ -1,0 +1,86 @@
+"""A third optimizer and a fifth p schedule, added through the record and the table alone, train by `--optim`."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = '''
+import json, sys
+import torch
+from transformers import HfArgumentParser, Trainer, TrainingArguments
+from transformers.training_args import OptimizerNames
+import hf_lpsgd
+from hf_lpsgd.optim import OPTIMIZERS, OptimizerRecord
+from hf_lpsgd.optim.base import LpOptimizer
+from hf_lpsgd.optim.options import EPS, FOREACH, FUSED, LR, MAXIMIZE, P_MAX, WEIGHT_DECAY, Number
+from hf_lpsgd.schedules import P_SCHEDULES, PScheduleRecord
+from hf_lpsgd.trainer import register
+
+
+class Toy(LpOptimizer):
+    """Steps by +lr * (p + tau), whatever the gradient."""
+
+    options = (LR, P_MAX, Number("tau", "added to p", below=10.0), EPS, WEIGHT_DECAY, MAXIMIZE, FOREACH, FUSED)
+
+    def __init__(self, params, lr=1e-3, p_max=4.0, tau=1.0, eps=0.0, weight_decay=0.0, *, maximize=False, foreach=None,
+                 fused=None):
+        super().__init__(params, lr=lr, p_max=p_max, tau=tau, eps=eps, weight_decay=weight_decay, maximize=maximize,
+                         foreach=foreach, fused=fused)
+
+    def _update_group(self, params, grads, *, lr, p, tau, **hyper):
+        for param in params:
+            param.add_(lr * (p + tau))
+
+
+OPTIMIZERS["toy"] = OptimizerRecord("toy", Toy, "a toy")
+P_SCHEDULES["square"] = PScheduleRecord(lambda place: (1 - place.progress) ** 2, "a toy", "toy", needs_horizon=True)
+register()
+
+
+class Model(torch.nn.Linear):
+    def forward(self, inputs):
+        return {"loss": super().forward(inputs).square().mean()}
+
+
+(args,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses()
+model = Model(2, 2)
+torch.nn.init.zeros_(model.weight)
+trainer = Trainer(model, args, train_dataset=[{"inputs": torch.ones(2)}] * 8)
+trainer.train()
+logs = [entry for entry in trainer.state.log_history if "learning_rate" in entry]
+print("RESULT" + json.dumps({"p": [entry["p"] for entry in logs], "weight": model.weight[0, 0].item(),
+    "class": type(trainer.optimizer.optimizer).__name__, "group": trainer.optimizer.param_groups[0]["tau"]}))
+'''
+FLAGS = "--optim toy --learning_rate 0.125 --max_steps 5 --logging_steps 1 --lr_scheduler_type constant --use_cpu"
+FLAGS += " --save_strategy no --report_to none --disable_tqdm true"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toy")
+    (folder / "train.py").write_text(SCRIPT)
+
+    def run(optim_args):
+        command = [sys.executable, "train.py", *FLAGS.split(), "--optim_args", optim_args]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200)
+
+    return run
+
+
+def test_a_toy_optimizer_and_a_toy_schedule_train_by_name(run):
+    done = run("p_max=6,tau=2,p_schedule=square")
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT")] or [done.stderr]
+    result = json.loads(line.removeprefix("RESULT"))
+    expected = [2 + 4 * (1 - step / 4) ** 2 for step in range(5)]
+    assert result["class"] == "Toy"
+    assert result["group"] == 2
+    assert result["p"] == pytest.approx(expected)
+    assert result["weight"] == pytest.approx(0.125 * sum(p + 2 for p in expected))
+
+
+def test_their_mistakes_are_told_as_those_of_the_others(run):
+    done = run("p_max=6,tau=10,p_schedule=square")
+    last = done.stderr.strip().splitlines()[-1]
+    assert last == "ValueError: Invalid tau in optim_args: 10.0. It must be a number of at least 0 and less than 10."
