@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import math
-import os
-import platform
 import re
-import shlex
-import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+from card_facts import RunFacts
+from card_training import environment_section, optimizer_title, table, training_section
 from curves import plot_history
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, get_token
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hf_lpsgd.optim.base import LpOptimizer
-from hf_lpsgd.schedules import P_SCHEDULES, unwrap_optimizer
-from hf_lpsgd.trainer import OPTIMIZERS, OptimArgs
+from hf_lpsgd.trainer import OPTIMIZERS
 from hf_lpsgd.trainer.optim_args import name_of
 
-__all__ = ["PLOT_NAME", "RunFacts", "command_line", "license_of", "make_model_card", "write_model_card"]
+__all__ = ["PLOT_NAME", "make_model_card", "results_rows", "write_model_card"]
 
 PLOT_NAME = "training_curves.png"
 _MOST_ROWS = 40
-_SECRET = "***"
 
 _CITATION = """\
 @article{xu2026beyond,
@@ -48,44 +40,6 @@ _COLUMNS = (
     ("learning_rate", "learning rate", ".3e"),
     ("p", "p", ".3f"),
 )
-
-
-@dataclass(frozen=True)
-class RunFacts:
-    """What the Trainer does not know of a run, and the card tells.
-
-    Attributes:
-        dataset: the dataset's name for a reader.
-        dataset_id: its name on the Hub. Default: it is not there.
-        dataset_config: its configuration. Default: none.
-        eval_split: the split evaluated on. Default: none was.
-        train_images: number of images trained on. Default: not told.
-        eval_images: number of images evaluated on. Default: not told.
-        base_model: the pretrained model that was started from. Default: trained from scratch.
-        license: identifier of the model's licence, one of the Hub's. Default: `apache-2.0`.
-        hyperparameters: further rows of the table of hyperparameters.
-    """
-
-    dataset: str
-    dataset_id: str | None = None
-    dataset_config: str | None = None
-    eval_split: str | None = None
-    train_images: int | None = None
-    eval_images: int | None = None
-    base_model: str | None = None
-    license: str = "apache-2.0"
-    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
-
-
-def license_of(model: str) -> str:
-    """The licence that the card of a pretrained model names: on the Hub or in a folder. `unknown` if it has none."""
-    readme = Path(model) / "README.md"
-    try:
-        if not readme.is_file() and Path(model).is_dir():
-            return "unknown"
-        return ModelCard.load(readme if readme.is_file() else model).data.license or "unknown"
-    except (OSError, ValueError):  # out of reach, or a card with faulty metadata
-        return "unknown"
 
 
 def write_model_card(trainer: Any, facts: RunFacts) -> str | None:
@@ -153,8 +107,8 @@ def make_model_card(trainer: Any, facts: RunFacts, plot: str | None = None) -> M
     sections = [
         _introduction(trainer, facts, name),
         _results(trainer, facts, final, plot),
-        _training(trainer, facts),
-        _environment(trainer),
+        training_section(trainer, facts),
+        environment_section(trainer),
         _use(trainer),
     ]
     if optim in OPTIMIZERS:
@@ -187,54 +141,9 @@ def results_rows(log_history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any
     return list((evaluations or epochs).values())
 
 
-def command_line(argv: Sequence[str], secrets: Iterable[str | None] = ()) -> str:
-    """The command that started this process, fit to be shown: without tokens.
-
-    Args:
-        argv: the script and its arguments, as in `sys.argv`.
-        secrets: strings that must not be shown, wherever they stand.
-    """
-    script = os.path.relpath(argv[0])
-    shown = [Path(script).name if script.startswith("..") else script]
-    hide = False
-    for argument in argv[1:]:
-        flag = argument.partition("=")[0]
-        if flag.startswith("-"):
-            hide = _names_a_secret(flag)
-        if not hide:
-            shown.append(argument)
-    launcher = ["python"]
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        launcher = ["torchrun", "--nproc_per_node", os.environ.get("LOCAL_WORLD_SIZE", "1")]
-    return _without(shlex.join(launcher + shown), secrets)
-
-
-def _names_a_secret(name: str) -> bool:
-    return re.search(r"(^|[-_])(token|password|secret|api[-_]?key)$", name, re.IGNORECASE) is not None
-
-
-def _without(text: str, secrets: Iterable[str | None]) -> str:
-    for secret in filter(None, secrets):
-        text = text.replace(secret, _SECRET)
-    return text
-
-
-def _secrets(args: Any) -> list[str]:
-    return [secret for secret in (args.hub_token, get_token()) if secret]
-
-
-def _title(optim: str) -> str:
-    return {"lpsgd": "LPSGD", "lpsgdm": "LPSGDM"}.get(optim, f"`{optim}`")
-
-
 def _last_evaluation(log_history: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
     evaluations = [entry for entry in log_history if "eval_loss" in entry or "eval_accuracy" in entry]
     return evaluations[-1] if evaluations else {}
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def _introduction(trainer: Any, facts: RunFacts, name: str) -> str:
@@ -247,7 +156,7 @@ def _introduction(trainer: Any, facts: RunFacts, name: str) -> str:
         f"# {name}",
         f"An image classifier of type `{model.config.model_type}` with {model.num_parameters():,} parameters and "
         f"{model.config.num_labels} classes, {start} on {_dataset(facts)} with "
-        f"{_title(name_of(trainer.args.optim))}.",
+        f"{optimizer_title(name_of(trainer.args.optim))}.",
     ]
     if not any("train_runtime" in entry for entry in state.log_history):
         progress = f"step {state.global_step} of {state.max_steps}"
@@ -278,7 +187,7 @@ def _results(trainer: Any, facts: RunFacts, final: Mapping[str, Any], plot: str 
         shown = _thinned(rows)
         columns = [column for column in _COLUMNS if any(column[0] in row for row in rows)]
         cells = [[format(row[key], spec) if key in row else "" for key, _, spec in columns] for row in shown]
-        parts.append(_table([heading for _, heading, _ in columns], cells))
+        parts.append(table([heading for _, heading, _ in columns], cells))
         note = "Training loss, learning rate and p are those last logged by that step."
         if len(shown) < len(rows):
             note += f" {len(shown)} of {len(rows)} rows are shown; all are in `trainer_state.json`."
@@ -297,128 +206,9 @@ def _thinned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for index, row in enumerate(rows) if index in kept]
 
 
-def _training(trainer: Any, facts: RunFacts) -> str:
-    args = trainer.args
-    secrets = _secrets(args)
-    parts = ["## Training", f"```console\n$ {command_line(sys.argv, secrets)}\n```"]
-    for file in map(Path, sys.argv[1:]):
-        if file.suffix in (".json", ".yaml", ".yml") and file.is_file():
-            parts += [f"with `{file.name}`:", f"```{file.suffix[1:]}\n{_file_text(file, secrets)}\n```"]
-    parts += [_optimizer_words(trainer), _table(["hyperparameter", "value"], _hyperparameters(trainer, facts))]
-    return "\n\n".join(parts)
-
-
-def _file_text(file: Path, secrets: list[str]) -> str:
-    def hidden(match: re.Match[str]) -> str:
-        return match[1] + _SECRET if _names_a_secret(match[2]) else match[0]
-
-    text = file.read_text(encoding="utf-8").strip()
-    entry = r"""((?:["']|\b)([\w-]+)["']?\s*:\s*)("[^"\n]*"|'[^'\n]*'|[^\s,}{\[\]]+)"""
-    return _without(re.sub(entry, hidden, text), secrets)
-
-
-def _lp_settings(trainer: Any) -> dict[str, Any]:
-    """p_max, momentum, eps and weight decay in force; a resumed run takes them from its checkpoint."""
-    optimizer = unwrap_optimizer(trainer.optimizer)
-    if isinstance(optimizer, LpOptimizer):
-        return dict(optimizer.param_groups[0])
-    optim = name_of(trainer.args.optim)
-    given = OptimArgs.parse(optim, trainer.args.optim_args).optimizer_kwargs
-    return OPTIMIZERS[optim].cls([torch.zeros(1)], weight_decay=trainer.args.weight_decay, **given).param_groups[0]
-
-
-def _optimizer_words(trainer: Any) -> str:
-    args = trainer.args
-    optim = name_of(args.optim)
-    if optim not in OPTIMIZERS:
-        given = f" with `{args.optim_args}`" if args.optim_args else ""
-        return f"The optimizer is the Trainer's `{optim}`{given}."
-    parsed, group = OptimArgs.parse(optim, args.optim_args), _lp_settings(trainer)
-    course = P_SCHEDULES[parsed.p_schedule].course.format(p_max=f"{group['p_max']:g}")
-    changes = "" if parsed.p_schedule == "constant" else f"; it changes at every {parsed.p_granularity}"
-    what, of, meaning = "SGD", "g", "the gradient"
-    if "momentum" in group:
-        what, of, meaning = "SGD with momentum", "m", "the moving average of the gradient"
-    return (
-        f"{_title(optim)} is {what} in an lp norm: with rho = (p - 2) / (p - 1), a step is "
-        f"`lr * {of} / (|{of}| + eps)^rho`, element by element, where {of} is {meaning}. Here {course}{changes}."
-    )
-
-
-def _hyperparameters(trainer: Any, facts: RunFacts) -> list[tuple[str, Any]]:
-    args, state = trainer.args, trainer.state
-    optim = name_of(args.optim)
-    rows: list[tuple[str, Any]] = [("optimizer", f"`{optim}`")]
-    weight_decay = args.weight_decay
-    if optim in OPTIMIZERS:
-        parsed, group = OptimArgs.parse(optim, args.optim_args), _lp_settings(trainer)
-        weight_decay = group["weight_decay"]
-        rows.append(("largest order of the norm (p_max)", f"{group['p_max']:g}"))
-        rows.append(("p schedule", f"{parsed.p_schedule}, changing by {parsed.p_granularity}"))
-        if "momentum" in group:
-            rows.append(("momentum", f"{group['momentum']:g}"))
-        rows.append(("eps", f"{group['eps']:g}"))
-    elif args.optim_args:
-        rows.append(("optimizer's options", f"`{args.optim_args}`"))
-    total = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    scheduler = name_of(args.lr_scheduler_type)
-    if args.lr_scheduler_kwargs:
-        scheduler += f" with {args.lr_scheduler_kwargs}"
-    rows += [
-        ("weight decay", f"{weight_decay:g}"),
-        ("peak learning rate", f"{args.learning_rate:g}"),
-        ("learning rate schedule", scheduler),
-        ("warm-up steps", args.get_warmup_steps(state.max_steps)),
-        ("epochs", f"{state.num_train_epochs}"),
-        ("optimizer steps", state.max_steps),
-        (
-            "images a step",
-            f"{total} ({args.per_device_train_batch_size} a device, {args.world_size} process"
-            f"{'es' if args.world_size > 1 else ''}, {args.gradient_accumulation_steps} accumulated)",
-        ),
-        ("largest gradient norm", f"{args.max_grad_norm:g}" if args.max_grad_norm else "not clipped"),
-        ("label smoothing", f"{args.label_smoothing_factor:g}"),
-        ("precision", "bfloat16, mixed" if args.bf16 else "float16, mixed" if args.fp16 else "float32"),
-        ("seed", args.seed),
-    ]
-    if facts.train_images is not None:
-        rows.append(("images to train", f"{facts.train_images:,}"))
-    return [*rows, *facts.hyperparameters.items()]
-
-
-def _environment(trainer: Any) -> str:
-    packages = ("hf-lpsgd", "torch", "transformers", "accelerate", "datasets", "huggingface_hub")
-    rows: list[tuple[str, Any]] = [("Python", platform.python_version())]
-    for package in packages:
-        try:
-            rows.append((package, version(package)))
-        except PackageNotFoundError:
-            continue
-    rows.append(("hardware", _hardware(trainer.args)))
-    times = [entry for entry in trainer.state.log_history if "train_runtime" in entry]
-    if times:
-        speed = times[-1].get("train_samples_per_second", 0)
-        rows.append(("training took", f"{times[-1]['train_runtime']:.1f} s, {speed:.1f} images a second"))
-    return "## Versions and hardware\n\n" + _table(["what", "which"], rows)
-
-
-def _hardware(args: Any) -> str:
-    if args.device.type == "cuda":
-        return f"{args.world_size * max(args.n_gpu, 1)} x {torch.cuda.get_device_name(args.device)}"
-    name = platform.processor() or platform.machine()
-    try:
-        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        name = found[1] if found else name
-    except OSError:
-        pass
-    device = "" if args.device.type == "cpu" else f"{args.device.type} device, "
-    return f"{device}{name}, {os.cpu_count()} CPU cores"
-
-
 def _use(trainer: Any) -> str:
-    config = trainer.model.config
-    code = getattr(trainer.model, "_auto_class", None) is not None or getattr(config, "auto_map", None)
-    trust = ", trust_remote_code=True" if code else ""
+    own_code = not type(trainer.model).__module__.startswith("transformers.")
+    trust = ", trust_remote_code=True" if own_code else ""
     where = trainer.hub_model_id or trainer.args.output_dir
     return f"""## Use
 

@@ -20,12 +20,13 @@ import datasets
 import evaluate
 import transformers
 from arguments import Arguments, check_arguments, parse_arguments
+from card_facts import RunFacts, license_of
 from checkpoints import checkpoints_in, find_checkpoint
 from exact_resume import ExactTrainer
 from hub import CardTrainer, check_push, keep_token_out_of_files
 from image_data import BadData, fail
 from image_models import load_exactly
-from model_card import PLOT_NAME, RunFacts, license_of
+from model_card import PLOT_NAME
 from prepare import Images, choose_augmentation, for_model, load_images, load_model, settle
 from transformers import AutoImageProcessor, TrainingArguments, set_seed
 

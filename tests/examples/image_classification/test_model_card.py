@@ -5,8 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from card_facts import RunFacts, license_of
+from card_training import command_line
 from huggingface_hub import ModelCard
-from model_card import RunFacts, command_line, license_of, make_model_card, results_rows, write_model_card
+from model_card import make_model_card, results_rows, write_model_card
 from transformers import TrainingArguments
 
 from hf_lpsgd import LPSGDM
@@ -24,6 +26,14 @@ FINAL = {"epoch": 2.0, "step": 20, "eval_loss": 1.5, "eval_accuracy": 0.8123456}
 FACTS = RunFacts("CIFAR-10", "uoft-cs/cifar10", "plain_text", "test", 50_000, 10_000, hyperparameters={"cutout": 8})
 
 
+class ModelOfTransformers(SimpleNamespace):
+    __module__ = "transformers.models.vit.modeling_vit"
+
+
+class ModelWithCode(SimpleNamespace):
+    __module__ = "models.cifar_resnet"
+
+
 @pytest.fixture
 def trainer(tmp_path, monkeypatch):
     """What a Trainer holds at the end of a run; keywords are those of TrainingArguments."""
@@ -35,7 +45,7 @@ def trainer(tmp_path, monkeypatch):
         state = SimpleNamespace(log_history=list(history), global_step=20, max_steps=20, num_train_epochs=2)
         state.best_model_checkpoint = None
         config = SimpleNamespace(model_type="vit", num_labels=10)
-        model = SimpleNamespace(config=config, num_parameters=lambda: 1234567, _auto_class=None)
+        model = ModelOfTransformers(config=config, num_parameters=lambda: 1234567)
         args = TrainingArguments(**{**defaults, **arguments})
         return SimpleNamespace(args=args, state=state, model=model, hub_model_id=hub_model_id, optimizer=optimizer)
 
@@ -91,7 +101,7 @@ def test_text_shows_the_rows_and_the_last_evaluation(trainer):
     assert "On the 10,000 images of the split `test`, at step 20: **accuracy 0.8123 and loss 1.5000**." in text
     assert "](curves.png)" in text
     assert "1,234,567 parameters" in text
-    assert "12.0 s, 34.5 images a second" in text
+    assert "12.0 s, 34.5 images per second" in text
     assert "training_args.bin" in text
     assert "@article{xu2026beyond" in text
     assert "under way" not in text
@@ -170,10 +180,10 @@ def test_other_optimizers_are_named_and_the_paper_is_not_cited_for_them(trainer)
     assert "p_max" not in card.text
 
 
-def test_images_a_step_count_accumulation(trainer):
+def test_images_per_step_count_accumulation(trainer):
     run = trainer(per_device_train_batch_size=16, gradient_accumulation_steps=4)
     shown = hyperparameters(make_model_card(run, FACTS))
-    assert shown["images a step"] == "64 (16 a device, 1 process, 4 accumulated)"
+    assert shown["images per step"] == "64 (16 per device, 1 process, 4 accumulated)"
 
 
 def test_many_evaluations_are_thinned_to_forty_with_the_first_and_last(trainer):
@@ -210,7 +220,7 @@ def test_licence_is_the_one_in_the_base_models_card(tmp_path, card):
 def test_model_with_code_of_its_own_is_loaded_with_trust(trainer):
     run = trainer(hub_model_id="me/tiny-vit")
     assert 'pipeline("image-classification", model="me/tiny-vit")' in make_model_card(run, FACTS).text
-    run.model._auto_class = "AutoModelForImageClassification"
+    run.model.__class__ = ModelWithCode
     assert 'model="me/tiny-vit", trust_remote_code=True)' in make_model_card(run, FACTS).text
 
 

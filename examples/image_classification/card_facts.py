@@ -1,0 +1,50 @@
+"""What a model card tells of a run and the Trainer does not know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard
+
+__all__ = ["RunFacts", "license_of"]
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What the Trainer does not know of a run, and the card tells.
+
+    Attributes:
+        dataset: the dataset's name for a reader.
+        dataset_id: its name on the Hub. Default: it is not there.
+        dataset_config: its configuration. Default: none.
+        eval_split: the split evaluated on. Default: none was.
+        train_images: number of images trained on. Default: not told.
+        eval_images: number of images evaluated on. Default: not told.
+        base_model: the pretrained model that was started from. Default: trained from scratch.
+        license: identifier of the model's licence, one of the Hub's. Default: `apache-2.0`.
+        hyperparameters: further rows of the table of hyperparameters.
+    """
+
+    dataset: str
+    dataset_id: str | None = None
+    dataset_config: str | None = None
+    eval_split: str | None = None
+    train_images: int | None = None
+    eval_images: int | None = None
+    base_model: str | None = None
+    license: str = "apache-2.0"
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+def license_of(model: str) -> str:
+    """The licence that the card of a pretrained model names: on the Hub or in a folder. `unknown` if it has none."""
+    readme = Path(model) / "README.md"
+    try:
+        if not readme.is_file() and Path(model).is_dir():
+            return "unknown"
+        return ModelCard.load(readme if readme.is_file() else model).data.license or "unknown"
+    except (OSError, ValueError):  # out of reach, or a card with faulty metadata
+        return "unknown"
