@@ -1,9 +1,7 @@
 """The example as its users run it: whole processes, real training on the digits and on folders of images."""
 
-import importlib.util
 import json
 import os
-import random
 import shutil
 import signal
 import socket
@@ -15,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from image_data import load_digits
 from launch import ForkServer
-from paths import IMAGE_CLASSIFICATION
 from paths import TRAINER_SCRIPT as SCRIPT
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -71,14 +69,6 @@ def server():
 
 
 @pytest.fixture(scope="module")
-def image_data():
-    spec = importlib.util.spec_from_file_location("image_data", IMAGE_CLASSIFICATION / "image_data.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
 def digits_run(server, tmp_path_factory):
     """Two epochs on the digits; the run that several tests look at."""
     arguments = ["--do_train", "--do_eval", *LPSGDM, "p_max=20,p_schedule=cosine", "--num_train_epochs", 2]
@@ -119,11 +109,11 @@ def test_history_holds_loss_accuracy_learning_rate_and_p(digits_run):
         assert any(key in entry for entry in digits_run.history)
 
 
-def test_reported_accuracy_is_that_of_the_saved_model(digits_run, image_data):
+def test_reported_accuracy_is_that_of_the_saved_model(digits_run):
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     model = AutoModelForImageClassification.from_pretrained(digits_run.folder).eval()
-    data = image_data.load_digits()["validation"]
+    data = load_digits()["validation"]
     pixels = AutoImageProcessor.from_pretrained(digits_run.folder)(data[:]["image"], return_tensors="pt")
     with torch.no_grad():
         predicted = model(**pixels).logits.argmax(-1)
@@ -318,18 +308,6 @@ def test_bad_input_is_answered_in_one_line(server, tmp_path, case):
     assert not (tmp_path / "run").exists()
 
 
-def test_dataset_with_two_label_columns_asks_which_one(image_data, capsys):
-    import datasets
-
-    features = {"img": datasets.Image(), "fine": datasets.ClassLabel(2), "coarse": datasets.ClassLabel(2)}
-    empty = datasets.Dataset.from_dict({name: [] for name in features}, features=datasets.Features(features))
-    with pytest.raises(SystemExit):
-        image_data.find_columns(empty, image_data.DataArguments())
-    assert "more than one label column found: pass --label_column_name" in capsys.readouterr().err
-    chosen = image_data.find_columns(empty, image_data.DataArguments(label_column_name="coarse"))
-    assert chosen == ("img", "coarse")
-
-
 def test_script_runs_as_a_program_and_needs_nothing_from_the_test_harness(tmp_path):
     command = [sys.executable, SCRIPT, "--do_train", *LPSGDM, "p_max=20", "--max_steps", "1", "--eval_strategy", "no"]
     command += [*TINY, "--output_dir", tmp_path / "run"]
@@ -337,75 +315,3 @@ def test_script_runs_as_a_program_and_needs_nothing_from_the_test_harness(tmp_pa
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "run/model.safetensors").exists()
     assert "accuracy =" not in result.stdout
-
-
-@pytest.fixture(scope="module")
-def views(image_data):
-    """Makes the digits' training images as the model gets them, with a kind of random view and a seed."""
-    from transformers import BitImageProcessorPil
-
-    processor = BitImageProcessorPil(
-        size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}, image_mean=[0.5], image_std=[0.5]
-    )
-    processor.do_convert_rgb = False
-    data = image_data.load_digits()["train"].select(range(40))
-
-    def make(kind, seed=0):
-        return image_data.ImageDataset(data, ("image", "label"), processor, "L", kind, seed)
-
-    return make
-
-
-def pixels(dataset, indices):
-    return torch.stack([item["pixel_values"] for item in dataset.__getitems__(list(indices))])
-
-
-def test_random_views_follow_from_seed_epoch_and_index_alone(views):
-    one, again, other_seed = views("shift"), views("shift"), views("shift", seed=1)
-    random.seed(5)
-    torch.manual_seed(5)
-    first = pixels(one, range(40))
-    alone = torch.stack([again[index]["pixel_values"] for index in reversed(range(40))]).flip(0)
-    assert torch.equal(first, alone)
-    assert not torch.equal(first, pixels(other_seed, range(40)))
-    one.epoch.fill_(1)
-    assert not torch.equal(first, pixels(one, range(40)))
-    one.epoch.fill_(0)
-    assert torch.equal(first, pixels(one, range(40)))
-
-
-def test_evaluation_sees_the_images_as_they_are(views, image_data):
-    from sklearn.datasets import load_digits
-
-    shown = pixels(views("none"), range(40))[:, 0].double()
-    grey = torch.tensor(np.rint(load_digits().images * 255 / 16)) / 255
-    for image in shown:
-        assert (grey * 2 - 1 - image).abs().amax(dim=(1, 2)).min() < 1e-6
-
-
-def test_images_of_the_right_size_skip_resizing_without_a_difference(image_data):
-    import datasets
-    from transformers import BitImageProcessorPil, ViTImageProcessorPil
-
-    rng = np.random.default_rng(0)
-    images = [Image.fromarray(rng.integers(0, 255, (12, 12, 3), dtype=np.uint8)) for _ in range(3)]
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(2)})
-    data = datasets.Dataset.from_dict({"image": images, "label": [0, 1, 0]}, features=features)
-    square = {"height": 12, "width": 12}
-    for processor, keeps_size in (
-        (BitImageProcessorPil(size={"shortest_edge": 12}, crop_size=square), True),
-        (BitImageProcessorPil(size={"shortest_edge": 16}, crop_size=square), False),
-        (ViTImageProcessorPil(size=square), True),
-    ):
-        dataset = image_data.ImageDataset(data, ("image", "label"), processor, "RGB", "none", 0)
-        assert dataset.views.keeps_size is keeps_size
-        assert torch.equal(pixels(dataset, range(3)), processor(images, return_tensors="pt")["pixel_values"])
-
-
-@pytest.mark.parametrize("kind", ["shift", "shift_flip", "resized_crop_flip"])
-@pytest.mark.parametrize("size", [(8, 8), (50, 31), (20, 90)])
-def test_random_views_have_the_size_asked_for_and_differ(image_data, kind, size):
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8))
-    shown = [image_data.augment(image, 12, 16, kind, random.Random(seed)) for seed in range(20)]
-    assert {view.size for view in shown} == {(16, 12)}
-    assert len({view.tobytes() for view in shown}) > 5

@@ -6,6 +6,7 @@ import shutil
 import warnings
 
 import datasets
+import image_data
 import numpy as np
 import pytest
 import torch
@@ -37,7 +38,6 @@ def image_rows(sides):
 @pytest.fixture
 def modules(example):
     import cached_images
-    import image_data
     import streamed_images
 
     return cached_images, image_data, streamed_images
@@ -270,3 +270,13 @@ def test_stream_needs_classes_that_are_known_beforehand(run_example, tmp_path):
     rows = {"image": [Image.new("RGB", (16, 16))] * 4, "label": ["a", "b"] * 2}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train-00000-of-00001.parquet")
     assert "lists its classes" in run_example(*TRAIN, "--dataset_name", tmp_path, *STREAM).answer
+
+
+def test_dataset_with_two_label_columns_asks_which_one(capsys):
+    features = {"img": datasets.Image(), "fine": datasets.ClassLabel(2), "coarse": datasets.ClassLabel(2)}
+    empty = datasets.Dataset.from_dict({name: [] for name in features}, features=datasets.Features(features))
+    with pytest.raises(SystemExit):
+        image_data.find_columns(empty, image_data.DataArguments())
+    assert "more than one label column found: pass --label_column_name" in capsys.readouterr().err
+    chosen = image_data.find_columns(empty, image_data.DataArguments(label_column_name="coarse"))
+    assert chosen == ("img", "coarse")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from launch import torchrun
 from paths import LOOP_SCRIPT as SCRIPT
+from PIL import Image
 from safetensors.torch import load_file
 
 from hf_lpsgd.schedules import annealed_p
@@ -24,6 +25,10 @@ EXPECTED_P = [P_MAX] * WARMUP + [annealed_p("cosine", P_MAX, i, STEPS - WARMUP) 
 SHORT = ["--cpu", "--with_tracking", "--max_train_steps", str(STEPS), "--num_warmup_steps", str(WARMUP)]
 # 6 batches per epoch. Dropout makes any slip in the random numbers visible.
 SAVED = [*SHORT, "--batch_size", "250", "--checkpointing_steps", "3", "--config_overrides", "hidden_dropout_prob=0.1"]
+
+PETS = ["--train_dir", "pets", "--validation_dir", "pets"]
+SMALL_BATCHES = ["--per_device_train_batch_size", "8", "--per_device_eval_batch_size", "4"]
+TINY = ["--config_overrides", "hidden_size=32,intermediate_size=32,num_attention_heads=2,num_hidden_layers=1"]
 
 TWO = {
     "plain": [*SHORT, "--batch_size", "16"],
@@ -44,6 +49,8 @@ ONE = {
     "resumed in an epoch": [*SAVED, "--resume_from_checkpoint", "saved/step_3"],
     "resumed at an epoch's end": [*SAVED, "--resume_from_checkpoint", "saved/step_6"],
     "resumed when done": ["--cpu", "--num_epochs", "8", "--resume_from_checkpoint", "trained/epoch_8"],
+    "from a model": ["--cpu", "--max_train_steps", "1", "--lr", "1e-6", "--model_name_or_path", "trained"],
+    "folders": ["--cpu", *PETS, "--num_train_epochs", "12", "--learning_rate", "3e-3", *SMALL_BATCHES, *TINY],
     **{f"schedule {name}": [*SHORT, "--p_schedule", name] for name in ("linear", "lr", "constant")},
 }
 BAD = {
@@ -59,6 +66,12 @@ BAD = {
     "--checkpointing_steps completed",
     "--resume_from_checkpoint cut/unfinished_step_3": "--resume_from_checkpoint 'cut/unfinished_step_3' is no folder "
     "that a save by --checkpointing_steps completed",
+    "--optim lpsgdm": "unknown arguments: --optim lpsgdm; --help lists all",
+    "--train_dir nowhere": "--train_dir 'nowhere': no such folder; it must hold one folder of images for each class",
+    "--dataset_name pets --streaming": "--streaming: this loop needs to know how many images there are; "
+    "run_image_classification.py does not",
+    "--dataset_name pets --model_type vitt": "--model_type 'vitt' is no known architecture; try vit, resnet or "
+    "cifar_resnet",
     "--epochs 3": "unknown arguments: --epochs 3; --help lists all",
 }
 
@@ -89,6 +102,10 @@ def two(tmp_path_factory):
 def one(tmp_path_factory):
     """The folder in which one process made the runs of ONE and of BAD, and what came of each."""
     folder = tmp_path_factory.mktemp("one")
+    for name, level in (("cat", 40), ("dog", 210)):
+        (folder / "pets" / name).mkdir(parents=True)
+        for number in range(8):
+            Image.new("RGB", (12, 12), (level + number,) * 3).save(folder / "pets" / name / f"{number}.png")
     requests = requests_for({**ONE, "cut": SAVED, **{name: ["--cpu", *name.split()] for name in BAD}}, folder)
     done = subprocess.run(
         [sys.executable, WORKER, SCRIPT, requests, "results"],
@@ -234,6 +251,20 @@ def test_a_run_resumed_when_it_was_done_changes_nothing(one):
     folder, results = one
     assert equal(weights(folder / "resumed when done"), weights(folder / "trained"))
     assert accuracy_of(results["resumed when done"]["output"]) == accuracy_of(results["trained"]["output"])
+
+
+def test_the_saved_folder_works_in_a_pipeline(one):
+    from transformers import pipeline
+
+    folder, results = one
+    classify = pipeline("image-classification", model=str(folder / "folders"), trust_remote_code=True)
+    assert [classify(Image.new("RGB", (12, 12), (level,) * 3))[0]["label"] for level in (44, 214)] == ["cat", "dog"]
+    assert accuracy_of(results["folders"]["output"]) == 1.0
+
+
+def test_a_trained_model_can_be_started_from(one):
+    output = one[1]["from a model"]["output"]
+    assert accuracy_of(output) == pytest.approx(accuracy_of(one[1]["trained"]["output"]), abs=0.01)
 
 
 def test_a_save_that_was_cut_off_does_not_look_complete(one):
