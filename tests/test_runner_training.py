@@ -32,6 +32,8 @@ def main():
         result = {"log_history": trainer.state.log_history, "world_size": world_size, "wrapper": wrapper}
         with open(args.output_dir + ".json", "w") as file:
             json.dump(result, file)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

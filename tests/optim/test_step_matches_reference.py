@@ -26,13 +26,13 @@ def make_tensors(dtype=torch.float32):
         return torch.randn(*shape, generator=generator).to(dtype)
 
     return [
-        randn(30, 70),  # more than a block
+        randn(15, 70),  # more than a block
         randn(37),
         randn(()),
         randn(0, 3),
-        randn(16, 8, 3, 3).to(memory_format=torch.channels_last),
+        randn(8, 8, 3, 3).to(memory_format=torch.channels_last),
         randn(17, 60).t(),  # a transposed view of several blocks
-        randn(40, 80)[:, ::2],  # strided, without a flat view
+        randn(20, 80)[:, ::2],  # strided, without a flat view
     ]
 
 

@@ -16,7 +16,7 @@ from hf_lpsgd.optim import OPTIMIZERS, OptimizerRecord
 from hf_lpsgd.optim.base import LpOptimizer
 from hf_lpsgd.optim.options import EPS, FOREACH, FUSED, LR, MAXIMIZE, P_MAX, WEIGHT_DECAY, Number
 from hf_lpsgd.schedules import P_SCHEDULES, PScheduleRecord
-from hf_lpsgd.trainer import register
+from hf_lpsgd.trainer import OptimArgs, register
 
 
 class Toy(LpOptimizer):
@@ -37,6 +37,10 @@ class Toy(LpOptimizer):
 OPTIMIZERS["toy"] = OptimizerRecord("toy", Toy, "a toy")
 P_SCHEDULES["square"] = PScheduleRecord(lambda place: (1 - place.progress) ** 2, "a toy", "toy", needs_horizon=True)
 register()
+try:
+    OptimArgs.parse("toy", "tau=10")
+except ValueError as error:
+    mistake = str(error)
 
 
 class Model(torch.nn.Linear):
@@ -51,26 +55,17 @@ trainer = Trainer(model, args, train_dataset=[{"inputs": torch.ones(2)}] * 8)
 trainer.train()
 logs = [entry for entry in trainer.state.log_history if "learning_rate" in entry]
 print("RESULT" + json.dumps({"p": [entry["p"] for entry in logs], "weight": model.weight[0, 0].item(),
-    "class": type(trainer.optimizer.optimizer).__name__, "group": trainer.optimizer.param_groups[0]["tau"]}))
+    "class": type(trainer.optimizer.optimizer).__name__, "group": trainer.optimizer.param_groups[0]["tau"],
+    "mistake": mistake}))
 '''
 FLAGS = "--optim toy --learning_rate 0.125 --max_steps 5 --logging_steps 1 --lr_scheduler_type constant --use_cpu"
 FLAGS += " --save_strategy no --report_to none --disable_tqdm true"
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("toy")
-    (folder / "train.py").write_text(SCRIPT)
-
-    def run(optim_args):
-        command = [sys.executable, "train.py", *FLAGS.split(), "--optim_args", optim_args]
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200)
-
-    return run
-
-
-def test_a_toy_optimizer_and_a_toy_schedule_train_by_name(run):
-    done = run("p_max=6,tau=2,p_schedule=square")
+def test_a_toy_optimizer_and_a_toy_schedule_train_by_name_and_their_mistakes_are_told(tmp_path):
+    (tmp_path / "train.py").write_text(SCRIPT)
+    command = [sys.executable, "train.py", *FLAGS.split(), "--optim_args", "p_max=6,tau=2,p_schedule=square"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT")] or [done.stderr]
     result = json.loads(line.removeprefix("RESULT"))
     expected = [2 + 4 * (1 - step / 4) ** 2 for step in range(5)]
@@ -78,9 +73,4 @@ def test_a_toy_optimizer_and_a_toy_schedule_train_by_name(run):
     assert result["group"] == 2
     assert result["p"] == pytest.approx(expected)
     assert result["weight"] == pytest.approx(0.125 * sum(p + 2 for p in expected))
-
-
-def test_their_mistakes_are_told_as_those_of_the_others(run):
-    done = run("p_max=6,tau=10,p_schedule=square")
-    last = done.stderr.strip().splitlines()[-1]
-    assert last == "ValueError: Invalid tau in optim_args: 10.0. It must be a number of at least 0 and less than 10."
+    assert result["mistake"] == "Invalid tau in optim_args: 10.0. It must be a number of at least 0 and less than 10."
