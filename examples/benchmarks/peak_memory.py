@@ -1,4 +1,4 @@
-"""The memory that an optimizer's step takes beyond what is there before it."""
+"""The memory that an optimizer's step needs in addition to what is allocated before it."""
 
 import os
 from collections.abc import Callable

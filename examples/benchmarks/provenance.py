@@ -1,4 +1,4 @@
-"""Where a result comes from: what every results file of these benchmarks carries."""
+"""Where a result comes from: what every results file of these benchmarks records."""
 
 import os
 import platform

@@ -250,7 +250,7 @@ def plot(results: dict[str, Any], title: str, path: Path) -> None:
         axes.invert_yaxis()
         axes.tick_params(labelsize=8)
         axes.set_title(f"{name}, {result['parameters'] / 1e6:,.1f} million parameters", fontsize=9)
-        axes.set_xlabel("ms a step (median and quartiles)", fontsize=8)
+        axes.set_xlabel("ms per step (median and quartiles)", fontsize=8)
         axes.legend(frameon=False, fontsize=8, loc="upper right")
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)

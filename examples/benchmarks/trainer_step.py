@@ -80,7 +80,7 @@ class Noise(torch.utils.data.Dataset):
 
 
 def compare(model: str, steps: int, device: torch.device) -> dict[str, Any]:
-    """Steps of the Trainer with each optimizer, in several runs, in each of which another one begins."""
+    """Time steps of the Trainer with each optimizer, in several runs; in each run another optimizer goes first."""
     options, batch_size, share = MODELS[model]
     count = max(round(steps * share / RUNS), 2)
     names = list(OPTIMIZERS)

@@ -1,7 +1,7 @@
 """Classification accuracy as an `evaluate` metric that loads by path, without the Hub.
 
 import evaluate
-metric = evaluate.load("path/to/hf_lpsgd/metrics/accuracy.py")
+metric = evaluate.load("examples/image_classification/accuracy.py")
 metric.compute(predictions=[0, 1, 2], references=[0, 1, 1])  # {"accuracy": 0.666...}
 """
 
@@ -44,7 +44,7 @@ class Accuracy(evaluate.Metric):
             return {"accuracy": float(right.mean())}
         weight = np.asarray(sample_weight, dtype=np.float64)
         if weight.shape != right.shape:
-            raise ValueError(f"sample_weight must have one number an example ({right.size}), got {weight.shape}")
+            raise ValueError(f"sample_weight must have one number per example ({right.size}), got {weight.shape}")
         if not (np.isfinite(weight).all() and (weight >= 0).all() and weight.sum() > 0):
             raise ValueError("sample_weight must be finite, at least 0, and have a positive sum")
         return {"accuracy": float((right * weight).sum() / weight.sum())}

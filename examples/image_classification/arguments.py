@@ -53,7 +53,7 @@ class Arguments(NamedTuple):
 
 
 class Parser(HfArgumentParser):
-    """An HfArgumentParser that answers a mistake with the mistake, without the usage of 150 options."""
+    """An HfArgumentParser whose error is one line, without the usage of 150 options."""
 
     def error(self, message: str) -> NoReturn:
         fail(message)

@@ -1,4 +1,4 @@
-"""Small images, decoded once and kept as bytes, so that the model is the bottleneck."""
+"""Small images, decoded once and kept as bytes, so that the data is not the bottleneck."""
 
 import random
 from typing import Any
@@ -11,9 +11,9 @@ from PIL import Image
 
 
 class CachedImages(ImageDataset):
-    """An ImageDataset that gives the very same pixels, ten times as fast; it decodes all images when it is made.
+    """An ImageDataset that gives the same pixels ten times as fast. It decodes all images when it is made.
 
-    Holds one byte for each value of each image. Not for `resized_crop_flip`, whose views are not of one size.
+    It holds one byte per pixel and channel. Not for `resized_crop_flip`, whose views are not of one size.
     """
 
     def __init__(self, data: Any, columns: tuple[str, str], processor: Any, mode: str, kind: str, seed: int) -> None:
@@ -29,7 +29,7 @@ class CachedImages(ImageDataset):
             self.labels += labels
 
     def normalised_bytes(self) -> np.ndarray:
-        """What the processor makes of each of the 256 values of each channel."""
+        """The value that the processor gives to each of the 256 values of each channel."""
         ramp = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
         plain = {"do_resize": False, "do_center_crop": False}
         image = Image.merge(self.views.mode, [ramp] * self.channels)
@@ -68,9 +68,9 @@ class CachedImages(ImageDataset):
 def prepare_images(
     data: Any, columns: tuple[str, str], processor: Any, mode: str, kind: str, seed: int, cache_mb: int
 ) -> ImageDataset:
-    """The images of `data` as the model wants them, cached where that takes `cache_mb` megabytes at most.
+    """The images of `data` as input of the model, cached where the cache takes `cache_mb` megabytes at most.
 
-    Where the processor does to the pixels what a cache cannot do, they are not cached either.
+    They are not cached where the cache would not give the same pixels as the processor.
     """
 
     def both(rows: Any) -> tuple[ImageDataset, ImageDataset]:

@@ -14,7 +14,7 @@ __all__ = ["RunFacts", "license_of"]
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What the Trainer does not know of a run, and the card tells.
+    """Facts about a run that the card tells and the Trainer does not know.
 
     Attributes:
         dataset: the dataset's name for a reader.

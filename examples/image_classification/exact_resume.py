@@ -11,7 +11,7 @@ from transformers.trainer_callback import ExportableState
 
 
 class ExactResume(TrainerCallback, ExportableState):
-    """Carries over a resume what the Trainer does not: the epoch of the random views and the running loss.
+    """Restores on a resume what the Trainer does not restore: the running loss, and the epoch of the random views.
 
     Attributes:
         total: sum of the loss over the steps up to the last log.
@@ -39,12 +39,12 @@ class ExactResume(TrainerCallback, ExportableState):
         self.since_log += loss
 
     def share(self) -> None:
-        """Make `since_log` the mean over all processes, of which only the first saves it."""
+        """Replace `since_log` by its mean over all processes, because only the first process saves it."""
         if self.trainer.args.world_size > 1:
             self.since_log = self.trainer.accelerator.reduce(self.since_log, "mean")
 
     def correct(self, logs: dict[str, float]) -> None:
-        """Replace the Trainer's means, which are over the steps since the resume alone."""
+        """Replace the Trainer's mean losses, which leave out the steps before the resume."""
         step = self.trainer.state.global_step
         if "loss" in logs or "train_loss" in logs:
             self.share()

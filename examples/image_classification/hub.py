@@ -1,4 +1,4 @@
-"""A Trainer that pushes its own model card, and tells of every push that fails."""
+"""A Trainer that pushes its own model card and reports every push that fails."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def keep_token_out_of_files(args: TrainingArguments) -> None:
 def check_push(args: TrainingArguments) -> str | None:
     """Create the repository that `args` names, unless it is there, and see whether it may be written to.
 
-    Only the first process asks. Call it before training, so that a wrong token costs no more than a second.
+    Only the first process asks. Call it before training: then a wrong token costs no more than a second.
 
     Args:
         args: training arguments, after [`keep_token_out_of_files`].
@@ -87,7 +87,7 @@ def _one_line(text: str) -> str:
 
 
 class CardTrainer(Trainer):
-    """A Trainer with a model card of its own, in every push and on disk, that hides no failed push.
+    """A Trainer that writes a model card of its own, pushes it with the model, and reports failed pushes.
 
     Args:
         facts: what the card tells and the Trainer does not know.
@@ -113,11 +113,11 @@ class CardTrainer(Trainer):
         return write_model_card(self, self.facts) if self.is_world_process_zero() else None
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Called by `push_to_hub`; the arguments, meant for the Trainer's generic card, are not looked at."""
+        """Called by `push_to_hub`. The arguments are for the Trainer's generic card and are ignored."""
         self.write_card()
 
     def save_model(self, *args: Any, **kwargs: Any) -> None:
-        """Save, and push nothing; the Trainer's own would push too, before there is a result to tell."""
+        """Save without a push. The Trainer's own method also pushes, before there are results for the card."""
         self.saving = True
         try:
             super().save_model(*args, **kwargs)

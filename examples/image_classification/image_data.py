@@ -26,8 +26,8 @@ class DataArguments:
         default=None, metadata={"help": "Hub name, or local folder that `load_dataset` reads. Default: the digits."}
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
-    train_dir: str | None = field(default=None, metadata={"help": "Training images, one folder a class."})
-    validation_dir: str | None = field(default=None, metadata={"help": "Evaluation images, one folder a class."})
+    train_dir: str | None = field(default=None, metadata={"help": "Training images, one folder per class."})
+    validation_dir: str | None = field(default=None, metadata={"help": "Evaluation images, one folder per class."})
     train_split_name: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split_name: str | None = field(
         default=None,
@@ -43,7 +43,7 @@ class DataArguments:
     image_size: int | None = field(
         default=None,
         metadata={
-            "help": "Side of the square a from-scratch model sees. Default: the images' own up to 64, else 224."
+            "help": "Side of the square that a from-scratch model sees. Default: the images' own up to 64, else 224."
         },
     )
     augmentation: str = field(
@@ -104,7 +104,7 @@ class DataArguments:
 
 
 def fail(message: str, anywhere: bool = False) -> NoReturn:
-    """End the run with one line, printed by the first process only, or by whichever it is that meets the mistake."""
+    """End the run with one line. The first process prints it; with `anywhere`, whichever process meets the mistake."""
     if anywhere or int(os.environ.get("RANK", "0")) == 0:
         print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
     raise SystemExit(2)
@@ -115,7 +115,7 @@ def first_line(error: BaseException) -> str:
 
 
 class BadData(Exception):
-    """An image or a label that cannot be trained on; told in one line."""
+    """An image or a label that the model cannot be trained on."""
 
     @property
     def line(self) -> str:
@@ -162,7 +162,7 @@ def load_splits(args: DataArguments, cache_dir: str | None) -> datasets.DatasetD
 
 
 def find_columns(dataset: datasets.Dataset, args: DataArguments) -> tuple[str, str]:
-    """The names of the image and the label column: those given, else the only ones of their type."""
+    """The names of the column of images and of the column of labels: those given, else the only ones of their type."""
     features = dataset.features
     listing = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
     names = []
@@ -201,7 +201,7 @@ def with_class_labels(splits: datasets.DatasetDict, column: str) -> datasets.Dat
 def choose_splits(
     splits: datasets.DatasetDict, args: DataArguments, label: str, do_train: bool, do_eval: bool
 ) -> tuple[datasets.Dataset | None, datasets.Dataset | None]:
-    """The datasets to train and to evaluate on; None for what is not asked for."""
+    """The datasets to train and to evaluate on; None where not asked for."""
     available = ", ".join(splits)
 
     def split(name: str, option: str) -> datasets.Dataset:
@@ -236,7 +236,7 @@ def choose_splits(
 
 
 def decode(cell: dict[str, Any], mode: str | None = None) -> Image.Image:
-    """The image in `cell` of a column of images still encoded."""
+    """The image in `cell`, which holds it encoded."""
     image = datasets.Image().decode_example(cell)
     return image if mode is None else image.convert(mode)
 
@@ -285,14 +285,14 @@ def first_images(data: datasets.Dataset | datasets.IterableDataset, column: str)
 
 
 def fitted(image: Image.Image, height: int, width: int) -> Image.Image:
-    """The largest part of `image` of that shape about its middle, `height` by `width` pixels."""
+    """The largest central part of `image` with the proportions of `height` and `width`, resized to these."""
     if image.size == (width, height):
         return image
     return ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
 
 
 def draw_shift(margin: int, kind: str, rng: random.Random) -> tuple[int, int, bool]:
-    """Where in an image with a margin around it a random view begins (left, top), and whether it is mirrored."""
+    """Left and top of a random view in the image with a margin around it, and whether the view is mirrored."""
     left, top = rng.randint(0, 2 * margin), rng.randint(0, 2 * margin)
     if kind == "shift" and rng.random() >= 0.5:
         left = top = margin
@@ -321,7 +321,7 @@ def augment(image: Image.Image, height: int, width: int, kind: str, rng: random.
 
 
 class Views:
-    """Makes of images what the model wants, at random or as they are.
+    """Turns images into the input of the model, as random views or as they are.
 
     Args:
         processor: image processor of the model.
@@ -338,7 +338,7 @@ class Views:
         self.keeps_size = size is processor.size or {self.height, self.width} == {processor.size.get("shortest_edge")}
 
     def __call__(self, images: list[Image.Image], seeds: list[str], **options: Any) -> Any:
-        """The pixels of `images`; what is random about each follows from its seed, `options` are the processor's."""
+        """The pixels of `images`. Each random view follows from its seed; `options` are given to the processor."""
         ready = self.keeps_size and all(image.size == (self.width, self.height) for image in images)
         if self.kind != "none":
             images = [
@@ -352,9 +352,9 @@ class Views:
 
 
 class ImageDataset(torch.utils.data.Dataset):
-    """Images as the model wants them; every random view follows from (seed, epoch, index) alone.
+    """Images as input of the model. Every random view follows from (seed, epoch, index) alone.
 
-    So neither a resumed run, nor another number of data workers or processes, sees other images.
+    So a resumed run sees the same images, and so does a run with another number of data workers or processes.
 
     Args:
         data: dataset with a column of images and one of labels.

@@ -95,7 +95,7 @@ def from_scratch(
         fail(f"--config_overrides: {kind} has no {', '.join(unknown)}; it has {', '.join(known)}")
     size = overrides.get("image_size", changes["image_size"])
     if size < 128 and isinstance(known.get("patch_size"), int):
-        # The default of 16 is meant for 224 pixels; take about 8 patches a side, and none that is cut.
+        # The default of 16 is meant for 224 pixels; take about 8 patches per side, none of them cut.
         changes["patch_size"] = next(patch for patch in range(max(2, size // 8), size + 1) if size % patch == 0)
     if data_args.is_digits and kind == "vit":
         changes.update(DIGITS_MODEL)

@@ -1,4 +1,4 @@
-"""What comes before training in both scripts: the images, the model, and the images as that model wants them."""
+"""What both scripts do before training: load the images, make the model, turn the images into its input."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +39,7 @@ class Images:
 
     @property
     def some(self) -> datasets.Dataset | Stream:
-        """Those to train on or, where there are none, those to evaluate on."""
+        """The images to train on, or to evaluate on where there are none to train on."""
         images = self.train if self.train is not None else self.evaluation
         assert images is not None
         return images
@@ -52,7 +52,7 @@ class Images:
 
 
 def settle(data_args: DataArguments, quiet: bool) -> None:
-    """Set what holds for the whole process: one thread for the digits, and no progress bars where `quiet`."""
+    """Change settings of the whole process: one thread for the digits; no progress bars where `quiet`."""
     if quiet or data_args.is_digits:
         datasets.disable_progress_bars()
     if data_args.is_digits:
@@ -93,7 +93,7 @@ def choose_augmentation(data_args: DataArguments, processor: Any) -> str:
 def for_model(
     images: Images, model: Any, processor: Any, augmentation: str, seed: int, data_args: DataArguments
 ) -> tuple[ImageDataset | StreamedImages | None, ImageDataset | StreamedImages | None]:
-    """The images to train on, in random views, and those to evaluate on, as they are; both as `model` wants them."""
+    """The input of `model`: the images to train on as random views, and those to evaluate on as they are."""
     mode = "L" if getattr(model.config, "num_channels", 3) == 1 else "RGB"
 
     def ready(data: datasets.Dataset | Stream | None, kind: str) -> ImageDataset | StreamedImages | None:

@@ -114,7 +114,7 @@ class LoopArguments:
         return LPSGDM(parameters, lr=self.lr, p_max=self.p_max, momentum=self.momentum, weight_decay=self.weight_decay)
 
     def tie(self, optimizer: Any, scheduler: Any, steps: int, warmup: int) -> None:
-        """Have p follow `scheduler`, which counts `steps` steps, `warmup` of them of warm-up."""
+        """Tie p to `scheduler`, which counts `steps` steps; the first `warmup` of them are the warm-up."""
         schedule: Any = self.p_schedule  # any name; the wrong ones are refused
         tie_p_schedule(optimizer, scheduler, schedule, num_training_steps=steps, num_warmup_steps=warmup)
 

@@ -1,4 +1,4 @@
-"""Streamed images: read as they are needed, in an order that a seed decides."""
+"""Streamed images: read when they are needed, in an order that follows from a seed."""
 
 import itertools
 from collections.abc import Iterator
@@ -13,10 +13,12 @@ from image_data import BadData, DataArguments, Views, cannot_decode, decode, fai
 def choose_streams(
     splits: datasets.IterableDatasetDict, args: DataArguments, columns: tuple[str, str], do_train: bool, do_eval: bool
 ) -> tuple[Stream | None, Stream | None]:
-    """The streams to train and to evaluate on; None for what is not asked for."""
+    """The streams to train and to evaluate on; None where not asked for."""
     available = ", ".join(splits)
     if not isinstance(next(iter(splits.values())).features[columns[1]], datasets.ClassLabel):
-        fail(f"--streaming needs a label column that lists its classes, and {columns[1]!r} does not: leave it away")
+        fail(
+            f"--streaming needs a label column that lists its classes, and {columns[1]!r} does not: leave the flag out"
+        )
 
     def stream(name: str | None, option: str, limit: int | None) -> Stream:
         if name not in splits:
@@ -28,16 +30,16 @@ def choose_streams(
         return train, None
     name = args.eval_split_name or next((name for name in ("validation", "test") if name in splits), None)
     if name is None:
-        fail(f"--streaming holds out no images, so name a split with --eval_split_name; the splits: {available}")
+        fail(f"--streaming cannot hold out images: name a split with --eval_split_name; the splits: {available}")
     return train, stream(name, "--eval_split_name", args.max_eval_samples)
 
 
 class StreamedImages(torch.utils.data.IterableDataset):
-    """A stream of images as the model wants them; what comes when, and each random view, follows from the seed.
+    """A stream of images as input of the model. The order and each random view follow from the seed.
 
-    For training it begins anew where it ends, in another order, so that steps alone decide how long a run is, and a
-    resumed run that skips the steps done goes on with the images that the uninterrupted one would see. With
-    data workers each reads other files, so their number has a part in the order.
+    For training the stream never ends: after the last image it starts again, in another order. So the number of steps
+    alone decides how long a run is. A resumed run skips the steps that are done, and then sees the images that the
+    uninterrupted run would see. Each data worker reads files of its own, so the order depends on their number.
 
     Args:
         data: stream with a column of images and one of labels.
@@ -46,7 +48,7 @@ class StreamedImages(torch.utils.data.IterableDataset):
         mode: `L` or `RGB`, what images are converted to.
         kind: one of AUGMENTATIONS but `auto`; with `none` the processor alone prepares the images.
         seed: of the order and the random views.
-        shuffle_buffer: number of encoded images that the next is drawn from; None to keep the order and end.
+        shuffle_buffer: number of encoded images from which the next one is drawn; None: in order, and once only.
     """
 
     def __init__(

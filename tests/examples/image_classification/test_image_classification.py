@@ -25,6 +25,12 @@ LPSGDM = ["--use_cpu", "--disable_tqdm", "true", "--optim", "lpsgdm", "--optim_a
 TINY = ["--config_overrides", "hidden_size=32,intermediate_size=32,num_attention_heads=2,num_hidden_layers=1"]
 
 
+def history_of(folder):
+    """What a run logged, without what it measured of time."""
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [{key: value for key, value in entry.items() if not key.endswith(TIMING)} for entry in history]
+
+
 class Run:
     """One run of the script in a process of its own."""
 
@@ -55,10 +61,7 @@ class Run:
 
     @property
     def history(self):
-        return [
-            {key: value for key, value in entry.items() if not key.endswith(TIMING)}
-            for entry in self.state["log_history"]
-        ]
+        return history_of(self.folder)
 
 
 @pytest.fixture(scope="module")
@@ -235,24 +238,58 @@ def test_arguments_may_stand_in_a_file(server, tmp_path, form):
     assert optimizer["param_groups"][0]["initial_lr"] == 0.0625
 
 
-def test_two_processes_share_the_work_and_only_the_first_prints(server, tmp_path):
+def run_in_two(server, arguments, folder):
+    """Run the script in two processes; the output of each."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
-    arguments = ["--do_train", "--do_eval", *LPSGDM, "p_max=20", "--max_steps", 6, *TINY]
-    arguments += ["--output_dir", str(tmp_path / "shared")]
-    pids, logs = [], [tmp_path / "0.log", tmp_path / "1.log"]
+    pids, logs = [], [folder.with_name(f"{folder.name}-{rank}.log") for rank in range(2)]
     for rank in ("0", "1"):
         environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        request = {"start": list(map(str, arguments)), "log": str(logs[int(rank)]), "env": environment}
-        pids.append(server.ask(request))
+        start = [*map(str, arguments), "--output_dir", str(folder)]
+        pids.append(server.ask({"start": start, "log": str(logs[int(rank)]), "env": environment}))
     assert [server.ask({"wait": pid}) for pid in pids] == [0, 0], "".join(log.read_text() for log in logs)
-    assert "accuracy = " in logs[0].read_text()
-    assert all(word not in logs[1].read_text() for word in ("accuracy", "'loss'", "images to train"))
+    return [log.read_text() for log in logs]
+
+
+# A checkpoint after 3 steps, between two logs.
+TWO = [
+    "--do_train",
+    "--do_eval",
+    *LPSGDM,
+    "p_max=20",
+    "--max_steps",
+    6,
+    "--save_steps",
+    3,
+    "--logging_steps",
+    2,
+    *TINY,
+]
+
+
+@pytest.fixture(scope="module")
+def two(server, tmp_path_factory):
+    """A run of two processes: its folder, and the output of each."""
+    folder = tmp_path_factory.mktemp("two") / "whole"
+    return folder, run_in_two(server, TWO, folder)
+
+
+def test_two_processes_share_the_work_and_only_the_first_prints(two):
+    folder, outputs = two
+    assert "accuracy = " in outputs[0]
+    assert all(word not in outputs[1] for word in ("accuracy", "'loss'", "images to train"))
     # 6 steps of 2 x 64 images, of 1,437.
-    state = json.loads((tmp_path / "shared/trainer_state.json").read_text())
+    state = json.loads((folder / "trainer_state.json").read_text())
     assert state["epoch"] == pytest.approx(6 / 12)
+
+
+def test_resumed_run_of_two_processes_equals_the_uninterrupted_one_bit_for_bit(server, two, tmp_path):
+    folder, _ = two
+    run_in_two(server, [*TWO, "--resume_from_checkpoint", folder / "checkpoint-3"], tmp_path / "resumed")
+    assert same(*(load_file(run / "model.safetensors") for run in (tmp_path / "resumed", folder)))
+    assert history_of(tmp_path / "resumed") == history_of(folder)
 
 
 def test_earlier_checkpoints_are_neither_mixed_up_nor_deleted_unasked(server, tmp_path):

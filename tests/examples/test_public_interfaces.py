@@ -1,0 +1,23 @@
+"""What users copy from the examples must not break with the next release of a library."""
+
+import ast
+
+import pytest
+from paths import EXAMPLES
+
+ALLOWED = {
+    "super()._init_weights",  # what transformers asks the authors of models to extend
+    "torch.cuda._sleep",  # no public call keeps a GPU busy for a time that is known
+}
+FILES = sorted(path for path in EXAMPLES.rglob("*.py") if "results" not in path.parts)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(EXAMPLES)))
+def test_examples_use_no_private_attribute_of_other_classes(file):
+    private = [
+        f"line {node.lineno}: {ast.unparse(node)}"
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__")
+        if ast.unparse(node.value) != "self" and ast.unparse(node) not in ALLOWED
+    ]
+    assert not private, f"there is a public way, or there must be a file that says why not: {private}"
