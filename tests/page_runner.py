@@ -1,14 +1,14 @@
-"""Runs the snippets of pages: `page_runner.py FOLDER PAGE...`, with FOLDER as the repository's root.
+"""Runs the snippets of pages: `page_runner.py FOLDER PAGE...`.
 
-Each page is run in a process of its own, which has the imports that cost seconds already. For each page it prints a
-line of JSON with the page's name, its exit status and its output.
+FOLDER looks like the repository's root, and each page gets one like it. Each page is run in a process of its own, with
+the imports that take seconds done before; two run at a time. For each page a line of JSON tells its name, its exit
+status and its output.
 """
 
 import json
 import os
 import subprocess
 import sys
-import tempfile
 import traceback
 from pathlib import Path
 
@@ -35,14 +35,20 @@ def run_page(page: str) -> None:
                 sys.exit(f"{page}, line {snippet.line}: the command does not print in this place: {missing}")
 
 
-def run_in_fork(page: str, log: int) -> int:
+def start(page: str, root: Path, folder: Path) -> int:
+    """Run a page in a fork, in `folder`, with its output in a file beside it; the process id."""
     pid = os.fork()
     if pid:
         return pid
     status = 1
     try:
+        log = os.open(folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        folder.mkdir()
+        for entry in root.iterdir():
+            (folder / entry.name).symlink_to(entry)
+        os.chdir(folder)
         run_page(page)
         status = 0
     except SystemExit as error:
@@ -55,15 +61,23 @@ def run_in_fork(page: str, log: int) -> int:
         os._exit(status)
 
 
+def run_pages(root: Path, pages: list[str]) -> None:
+    # The longest ones first.
+    waiting = sorted(pages, key=lambda page: (root / page).stat().st_size)
+    running: dict[int, tuple[str, Path]] = {}
+    while waiting or running:
+        while waiting and len(running) < 2:
+            page = waiting.pop()
+            folder = root.with_name(f"page_{len(waiting)}")
+            running[start(page, root, folder)] = page, folder
+        pid, status = os.wait()
+        page, folder = running.pop(pid)
+        output = folder.with_suffix(".log").read_text()
+        print(json.dumps({"page": page, "status": os.waitstatus_to_exitcode(status), "output": output}), flush=True)
+
+
 if __name__ == "__main__":
-    folder, *pages = sys.argv[1:]
-    os.chdir(folder)
     import transformers.models.vit.modeling_vit
     import transformers.trainer  # noqa: F401
 
-    for page in pages:
-        with tempfile.TemporaryFile("w+") as log:
-            _, status = os.waitpid(run_in_fork(page, log.fileno()), 0)
-            log.seek(0)
-            result = {"page": page, "status": os.waitstatus_to_exitcode(status), "output": log.read()}
-        print(json.dumps(result), flush=True)
+    run_pages(Path(sys.argv[1]), sys.argv[2:])

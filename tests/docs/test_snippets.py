@@ -41,6 +41,7 @@ def results(tmp_path_factory):
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     runner = [sys.executable, str(ROOT / "tests" / "page_runner.py"), str(folder), *RUN, *WRONG]
@@ -72,7 +73,7 @@ def test_the_readme_quotes_the_error_of_a_forgotten_import(tmp_path):
 @pytest.mark.parametrize("page", PAGES)
 def test_a_snippet_that_is_not_run_has_a_reason(page):
     reasons = [snippet.not_run for snippet in snippets_of((ROOT / page).read_text()) if snippet.not_run is not None]
-    assert all(len(reason.split()) >= 3 for reason in reasons), reasons
+    assert all(len(reason.split()) >= 2 for reason in reasons), reasons
 
 
 def test_snippets_are_found_with_the_comments_before_them():
