@@ -81,6 +81,7 @@ P_SCHEDULES: dict[str, PScheduleRecord] = {
         "p stays at p_max = {p_max}",
     ),
 }
+"""One record per p schedule, by the name that `tie_p_schedule` and `p_schedule=...` take."""
 
 P_SCHEDULE = Choice("p_schedule", "how p goes from p_max to 2", P_SCHEDULES)
 P_GRANULARITY = Choice("p_granularity", "whether p changes at each step or at each epoch", ("step", "epoch"))

@@ -114,8 +114,8 @@ MOMENTUM = Number("momentum", "decay of the moving average of the gradient", bel
 EPS = Number("eps", "added to the magnitude before the power")
 WEIGHT_DECAY = Number("weight_decay", "decoupled weight decay", trainer_flag="--weight_decay")
 MAXIMIZE = Switch("maximize", "ascend the objective instead of descending", optional=False, for_trainer=False)
-FOREACH = Switch("foreach", "use the foreach implementation, or not")
-FUSED = Switch("fused", "use the fused implementation, or not: Triton on CUDA, compiled C++ on a CPU")
+FOREACH = Switch("foreach", "True or False to use the foreach implementation or not, None for the best available")
+FUSED = Switch("fused", "the same for the fused implementation: Triton on CUDA, compiled C++ on a CPU")
 
 
 def check_count(name: str, value: Any, low: int, why: str, *, optional: bool = False) -> None:

@@ -36,3 +36,4 @@ OPTIMIZERS: dict[str, OptimizerRecord] = {
     "lpsgd": OptimizerRecord("lpsgd", LPSGD, "SGD in an lp norm; keeps no state"),
     "lpsgdm": OptimizerRecord("lpsgdm", LPSGDM, "SGD with momentum in an lp norm; keeps one buffer per parameter"),
 }
+"""One record per optimizer, by the name that `--optim` takes."""
