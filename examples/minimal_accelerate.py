@@ -28,7 +28,6 @@ def main() -> None:
     scheduler = get_cosine_schedule_with_warmup(optimizer, steps // 10, steps)
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
     tie_p_schedule(optimizer, scheduler, "cosine", num_training_steps=steps, num_warmup_steps=steps // 10)
-
     for epoch in range(EPOCHS):
         for x, y in loader:
             loss = torch.nn.functional.mse_loss(model(x), y)
@@ -38,6 +37,7 @@ def main() -> None:
             optimizer.zero_grad()
         mean = accelerator.reduce(loss.detach(), "mean").item()
         accelerator.print(f"epoch {epoch + 1}: loss {mean:.3f}, p {optimizer.param_groups[0]['p']:.3f}")
+    accelerator.wait_for_everyone()
     accelerator.end_training()
 
 

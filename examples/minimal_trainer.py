@@ -3,8 +3,6 @@
 python examples/minimal_trainer.py --optim lpsgdm --optim_args p_max=20 --output_dir runs/minimal
 """
 
-from typing import Any
-
 import torch
 from transformers import HfArgumentParser, LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
@@ -21,7 +19,7 @@ DEFAULTS = {
 }
 
 
-def make_sequences(count: int, seed: int) -> Any:
+def make_sequences(count: int, seed: int):
     torch.manual_seed(seed)
     starts, steps = torch.randint(10, (count, 1)), torch.randint(1, 4, (count, 1))
     return [{"input_ids": row, "labels": row} for row in (starts + steps * torch.arange(16)) % 10]
@@ -38,6 +36,7 @@ def main() -> None:
     trainer = Trainer(LlamaForCausalLM(config), args, train_dataset=make_sequences(1024, seed=0))
     trainer.train()
     trainer.evaluate(make_sequences(256, seed=1))  # prints the loss
+    trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
 
 

@@ -33,6 +33,7 @@ def main():
         with open(args.output_dir + ".json", "w") as file:
             json.dump(result, file)
     if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # communication still under way while Python shuts down can crash a process
         torch.distributed.destroy_process_group()
 
 

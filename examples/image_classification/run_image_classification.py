@@ -144,7 +144,9 @@ def run(arguments: Arguments) -> None:
         trainer.save_state()
     not_drawn = trainer.write_card() if do_train else None
     not_pushed = trainer.push_all() if training_args.push_to_hub else None
-    trainer.accelerator.end_training()  # left to themselves, several processes may crash as they end
+    # Communication still under way while Python shuts down can crash a process.
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
     if not is_main:
         return
     if do_eval:

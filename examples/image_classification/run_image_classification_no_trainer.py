@@ -275,6 +275,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: LoopArgumen
     )
     if accelerator.is_main_process:
         processor.save_pretrained(output_dir)
+    accelerator.wait_for_everyone()
     accelerator.end_training()
     accelerator.print(f"accuracy = {accuracy:.3f}")
 
