@@ -137,26 +137,20 @@ def load_digits() -> datasets.DatasetDict:
 
 
 def load_splits(args: DataArguments, cache_dir: str | None) -> datasets.DatasetDict:
-    """All splits of the dataset that `args` names."""
-    if args.is_digits:
+    """All splits of the dataset that --dataset_name names, or of the digits."""
+    name = args.dataset_name
+    if name is None:
         return load_digits()
-    name, folders = args.dataset_name, {"train": args.train_dir, "validation": args.validation_dir}
-    files = {split: str(Path(folder) / "**") for split, folder in folders.items() if folder}
     verbosity = hub_logging.get_verbosity()
     hub_logging.set_verbosity_error()  # a Hub out of reach would be told six times before it is an error
     try:
-        if name is None:
-            return datasets.load_dataset(
-                "imagefolder", data_files=files, drop_labels=False, cache_dir=cache_dir, streaming=args.streaming
-            )
         local = Path(name).expanduser()
         if name.startswith((".", "/", "~")) and not local.is_dir():
             fail(f"--dataset_name {name!r}: no such folder")
         path = str(local) if local.is_dir() else name
         return datasets.load_dataset(path, args.dataset_config_name, cache_dir=cache_dir, streaming=args.streaming)
     except Exception as error:  # `datasets` raises a dozen kinds for a dataset that cannot be had
-        source = f"--dataset_name {name!r}" if name is not None else f"images in {', '.join(files.values())}"
-        fail(f"cannot load {source}: {first_line(error)}")
+        fail(f"cannot load --dataset_name {name!r}: {first_line(error)}")
     finally:
         hub_logging.set_verbosity(verbosity)
 

@@ -15,6 +15,7 @@ from image_data import (
     load_splits,
     with_class_labels,
 )
+from image_folders import load_folders
 from image_models import ModelArguments, from_scratch, pretrained
 from streamed_images import Stream, StreamedImages, choose_streams
 
@@ -61,7 +62,11 @@ def settle(data_args: DataArguments, quiet: bool) -> None:
 
 def load_images(data_args: DataArguments, cache_dir: str | None, do_train: bool, do_eval: bool) -> Images:
     """The images that `data_args` names."""
-    splits = load_splits(data_args, cache_dir)
+    splits: Any
+    if data_args.dataset_name is None and not data_args.is_digits:
+        splits = load_folders(data_args)
+    else:
+        splits = load_splits(data_args, cache_dir)
     columns = find_columns(next(iter(splits.values())), data_args)
     train: datasets.Dataset | Stream | None
     evaluation: datasets.Dataset | Stream | None

@@ -82,6 +82,7 @@ def digits_run(server, tmp_path_factory):
 def image_folders(tmp_path_factory):
     """Dark cats and light dogs, not square; there is no cat to evaluate on."""
     root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    (root / "validation/cat").mkdir(parents=True)
     for name, count, light in (("train/cat", 8, 40), ("train/dog", 8, 200), ("validation/dog", 4, 200)):
         (root / name).mkdir(parents=True)
         for number in range(count):

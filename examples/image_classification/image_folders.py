@@ -1,0 +1,169 @@
+"""Image folders: the class of an image is the first folder below --train_dir or --validation_dir."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import datasets
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from image_data import DataArguments, fail
+
+SUFFIXES = frozenset(ImageFolder.EXTENSIONS)
+TRAIN_NAMES = ("train", "training")
+EVAL_NAMES = ("validation", "valid", "val", "test", "testing", "eval", "dev")
+# A stream shuffles whole parts, and then within its buffer. The files lie sorted by class, so the parts are small.
+STREAM_PARTS = 1024
+
+
+@dataclass
+class ImageFolders:
+    """What lies below one of the two options.
+
+    Attributes:
+        option: `--train_dir` or `--validation_dir`.
+        root: the folder that it names.
+        classes: names of the folders in it.
+        images: paths of the images below it, from there and in order.
+    """
+
+    option: str
+    root: str
+    classes: list[str]
+    images: list[str]
+
+    @classmethod
+    def read(cls, option: str, root: str) -> "ImageFolders":
+        """List the images. Links are followed; what has a name with a dot in front is left out."""
+        classes, images = [], []
+        try:
+            for folder, names, files in os.walk(root, followlinks=True, onerror=_raise):
+                real = os.path.realpath(folder)
+                names[:] = [name for name in names if not name.startswith(".") and not _leads_up(folder, name, real)]
+                below = os.path.relpath(folder, root).replace(os.sep, "/")
+                if below == ".":
+                    below, classes = "", sorted(names)
+                for name in files:
+                    path = f"{below}/{name}".lstrip("/")
+                    if name.startswith("."):
+                        continue
+                    if os.path.splitext(name)[1].lower() in SUFFIXES:
+                        path.encode()
+                        images.append(path)
+                    elif not os.path.exists(os.path.join(folder, name)):
+                        fail(f"{option} {root!r}: {path!r} is a link to nothing")
+        except OSError as error:
+            fail(f"{option} {root!r}: cannot read {error.filename!r}: {error.strerror}")
+        except UnicodeEncodeError:
+            fail(f"{option} {root!r}: the name {path!r} is not UTF-8; rename the file or its folder")
+        return cls(option, root, classes, sorted(images))
+
+    def refuse(self, problem: str) -> NoReturn:
+        fail(f"{self.option} {self.root!r} {problem}")
+
+    def check(self) -> None:
+        """End the run with one line unless there is one folder for each class, with nothing but images in it."""
+        kinds = [
+            [name for word in words for name in self.classes if name.lower() == word]
+            for words in (TRAIN_NAMES, EVAL_NAMES)
+        ]
+        if all(kinds) or (self.classes and len(kinds[0]) + len(kinds[1]) == len(self.classes)):
+            named = zip(("--train_dir", "--validation_dir"), kinds, strict=True)
+            instead = " and ".join(f"{option} {os.path.join(self.root, found[0])}" for option, found in named if found)
+            self.refuse(f"holds splits ({', '.join(kinds[0] + kinds[1])}), not classes: pass {instead}")
+        if not self.images:
+            self.refuse("holds no images; it must hold one folder of images for each class")
+        stray = [path for path in self.images if "/" not in path]
+        if stray and len(stray) == len(self.images):
+            metadata = any(os.path.exists(os.path.join(self.root, name)) for name in ImageFolder.METADATA_FILENAMES)
+            hint = ", or pass --dataset_name for a folder with a metadata file" if metadata else ""
+            self.refuse(
+                f"holds {_counted(stray)} without a folder for their class: "
+                f"put the images of each class into a folder of its own{hint}"
+            )
+        if stray:
+            self.refuse(
+                f"holds {_counted(stray)} beside the class folders, and so without a class: "
+                "move each into the folder of its class, or away"
+            )
+        deep = [path for path in self.images if path.count("/") > 1]
+        if deep:
+            folders = sorted({os.path.dirname(path) for path in deep})
+            self.refuse(
+                f"holds images in folders within a class folder ({_some(folders)}): the class is the first folder, "
+                "so move the images up into it, or pass a folder that holds one folder for each class"
+            )
+
+    def check_classes(self) -> None:
+        """End the run with one line where there is but one class, or a class to train on without images."""
+        filled = {path.partition("/")[0] for path in self.images}
+        empty = [name for name in self.classes if name not in filled]
+        if empty and self.option == "--train_dir":
+            self.refuse(
+                f"holds folders without images ({_some(empty)}): remove them, or fill them with images whose names "
+                "end as in .png, .jpg, .webp or .tif"
+            )
+        if len(self.classes) == 1:
+            self.refuse(f"holds one class only ({self.classes[0]}): it must hold a folder for each of two or more")
+
+    def check_classes_against(self, train: "ImageFolders") -> None:
+        """End the run with one line where the classes are not those of `train`; they may be without images."""
+        unknown, missing = (
+            sorted(set(self.classes) - set(train.classes)),
+            sorted(set(train.classes) - set(self.classes)),
+        )
+        parts = []
+        if unknown:
+            parts.append(f"it has {_some(unknown)}, which {train.option} lacks")
+        if missing:
+            parts.append(f"it lacks {_some(missing)}; an empty folder says that a class has no images here")
+        if parts:
+            self.refuse(f"must hold the classes of {train.option}: {'; '.join(parts)}")
+
+    def dataset(self, classes: list[str]) -> datasets.Dataset:
+        """The images with their labels, still encoded; `classes` gives the numbers."""
+        numbers = {name: number for number, name in enumerate(classes)}
+        root = Path(self.root).absolute()
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=classes)})
+        rows = {
+            "image": [str(root / path) for path in self.images],
+            "label": [numbers[path.partition("/")[0]] for path in self.images],
+        }
+        return datasets.Dataset.from_dict(rows, features=features)
+
+
+def load_folders(args: DataArguments) -> datasets.DatasetDict | datasets.IterableDatasetDict:
+    """The images in --train_dir and --validation_dir, as splits of a dataset."""
+    named = {"train": args.train_dir, "validation": args.validation_dir}
+    folders = {split: ImageFolders.read(f"--{split}_dir", root) for split, root in named.items() if root is not None}
+    for found in folders.values():
+        found.check()
+    first, *others = folders.values()
+    first.check_classes()
+    for other in others:
+        other.check_classes_against(first)
+    splits = datasets.DatasetDict({split: found.dataset(first.classes) for split, found in folders.items()})
+    if not args.streaming:
+        return splits
+    return datasets.IterableDatasetDict(
+        {split: rows.to_iterable_dataset(min(len(rows), STREAM_PARTS)) for split, rows in splits.items()}
+    )
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
+
+
+def _leads_up(folder: str, name: str, real: str) -> bool:
+    """Whether the folder `name` in `folder`, which is `real` in truth, is a link back to what holds it."""
+    path = os.path.join(folder, name)
+    return os.path.islink(path) and os.path.commonpath([os.path.realpath(path), real]) == os.path.realpath(path)
+
+
+def _counted(paths: list[str]) -> str:
+    return f"{len(paths):,} image{'s' if len(paths) > 1 else ''} ({_some(paths)})"
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
