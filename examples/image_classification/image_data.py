@@ -229,10 +229,22 @@ def choose_splits(
     return (train if do_train else None), evaluation
 
 
+class NotEightBit(ValueError):
+    """An image with more than 8 bits per value, of which Pillow makes something else without a word."""
+
+
+def converted(image: Image.Image, mode: str | None) -> Image.Image:
+    """`image` in `mode`; as it is with None."""
+    if image.mode.startswith(("I", "F")):
+        raise NotEightBit(
+            f"has the mode {image.mode}, of 16 or 32 bits per value: convert the images to 8 bits (mode L or RGB)"
+        )
+    return image if mode is None else image.convert(mode)
+
+
 def decode(cell: dict[str, Any], mode: str | None = None) -> Image.Image:
     """The image in `cell`, which holds it encoded."""
-    image = datasets.Image().decode_example(cell)
-    return image if mode is None else image.convert(mode)
+    return converted(datasets.Image().decode_example(cell), mode)
 
 
 def read_images(data: datasets.Dataset, indices: list[int], columns: tuple[str, str], mode: str) -> tuple[list, list]:
@@ -244,7 +256,7 @@ def read_images(data: datasets.Dataset, indices: list[int], columns: tuple[str, 
     image, label = columns
     try:
         rows = data[indices]
-        return [cell.convert(mode) for cell in rows[image]], rows[label]
+        return [converted(cell, mode) for cell in rows[image]], rows[label]
     except Exception:  # as many kinds as there are image formats
         encoded = data.cast_column(image, datasets.Image(decode=False))
         for index in indices:
@@ -260,6 +272,8 @@ def cannot_decode(where: str, cell: Any, error: Exception) -> str:
     if cell is None:
         return f"there is no image in {where}"
     file = f" ({cell['path']})" if cell.get("path") else ""
+    if isinstance(error, NotEightBit):
+        return f"the image in {where}{file} {error}"
     # Of an image that is no file the message names an object in memory, which tells nobody anything.
     reason = type(error).__name__ if "BytesIO" in str(error) else first_line(error)
     return f"the image in {where}{file} cannot be decoded: {reason}"

@@ -17,6 +17,7 @@ from image_data import (
 )
 from image_folders import load_folders
 from image_models import ModelArguments, from_scratch, pretrained
+from PIL import Image
 from streamed_images import Stream, StreamedImages, choose_streams
 
 
@@ -30,6 +31,7 @@ class Images:
         evaluation: the images to evaluate on, likewise.
         columns: names of the column of images and of the column of labels.
         classes: names of the classes.
+        sample: the first few images to train on, or to evaluate on where there are none to train on.
     """
 
     splits: Any
@@ -37,13 +39,7 @@ class Images:
     evaluation: datasets.Dataset | Stream | None
     columns: tuple[str, str]
     classes: list[str]
-
-    @property
-    def some(self) -> datasets.Dataset | Stream:
-        """The images to train on, or to evaluate on where there are none to train on."""
-        images = self.train if self.train is not None else self.evaluation
-        assert images is not None
-        return images
+    sample: list[Image.Image]
 
     @property
     def labels(self) -> dict[str, Any]:
@@ -68,6 +64,7 @@ def load_images(data_args: DataArguments, cache_dir: str | None, do_train: bool,
     else:
         splits = load_splits(data_args, cache_dir)
     columns = find_columns(next(iter(splits.values())), data_args)
+    splits = splits.cast_column(columns[0], datasets.Image())  # one with a mode would convert the images unasked
     train: datasets.Dataset | Stream | None
     evaluation: datasets.Dataset | Stream | None
     if data_args.streaming:
@@ -75,16 +72,18 @@ def load_images(data_args: DataArguments, cache_dir: str | None, do_train: bool,
     else:
         splits = with_class_labels(splits, columns[1])
         train, evaluation = choose_splits(splits, data_args, columns[1], do_train, do_eval)
+    # Of both, so that images to evaluate on that cannot be used are told before training.
+    samples = [first_images(data, columns[0]) for data in (train, evaluation) if data is not None]
     some = train if train is not None else evaluation
     assert some is not None
-    return Images(splits, train, evaluation, columns, some.features[columns[1]].names)
+    return Images(splits, train, evaluation, columns, some.features[columns[1]].names, samples[0])
 
 
 def load_model(model_args: ModelArguments, data_args: DataArguments, images: Images) -> tuple[Any, Any]:
     """The model that `model_args` names, for the classes of `images`, and its image processor."""
     if model_args.model_name_or_path is not None:
         return pretrained(model_args, images.labels)
-    return from_scratch(model_args, data_args, first_images(images.some, images.columns[0]), images.labels)
+    return from_scratch(model_args, data_args, images.sample, images.labels)
 
 
 def choose_augmentation(data_args: DataArguments, processor: Any) -> str:

@@ -1,5 +1,6 @@
 """Where the images come from: memory, a file, a stream; and what is said of those that cannot be used."""
 
+import io
 import itertools
 import json
 import shutil
@@ -230,6 +231,49 @@ def test_data_that_cannot_be_used_is_told_in_one_line(run_example, write_dataset
     result = run_example(*TRAIN, "--num_train_epochs", 1, "--dataset_name", folder, *flags)
     assert all(word in result.answer for word in words), result.answer
     assert not (result.folder / "model.safetensors").exists()
+
+
+def deep(mode, suffix):
+    """An encoded image of `mode`, a ramp over all that the mode holds."""
+    ramp = np.linspace(0, 1 if mode == "F" else 65535, 40 * 40).reshape(40, 40)
+    kind = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
+    with io.BytesIO() as file:
+        Image.fromarray(ramp.astype(kind)).save(file, suffix)
+        return {"bytes": file.getvalue(), "path": None}
+
+
+DEEP = {"cached": [], "plain": ["--augmentation", "resized_crop_flip"], "streamed": STREAM}
+
+
+@pytest.mark.parametrize("way", DEEP)
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+@pytest.mark.parametrize(("bad_split", "row"), [("train", 2), ("train", 20), ("validation", 5)])
+def test_images_of_more_than_8_bits_are_refused(run_example, write_dataset, tmp_path, way, mode, bad_split, row):
+    def spoil(split, rows):
+        if split == bad_split:
+            rows["image"][row] = deep(mode, "TIFF")
+
+    folder = write_dataset(tmp_path / "data", "imagenet", spoil)
+    flags = [] if way == "streamed" else ["--num_train_epochs", 1]
+    result = run_example(*TRAIN, "--do_eval", *flags, "--dataset_name", folder, *DEEP[way])
+    words = [f"has the mode {mode}, of 16 or 32 bits", "convert the images to 8 bits"]
+    words += [f"row {row}"] if row < 16 or way != "streamed" else ["place"]
+    assert all(word in result.answer for word in words), result.answer
+    assert "'loss'" not in result.output or row >= 16
+    assert not (result.folder / "model.safetensors").exists()
+
+
+def test_file_of_16_bits_is_named_even_where_the_dataset_would_convert_it(run_example, tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(2):
+            (tmp_path / "images" / name / f"{number}.png").write_bytes(deep("I;16", "PNG")["bytes"])
+    assert "cat/0.png) has the mode I;16" in run_example(*TRAIN, "--train_dir", tmp_path / "images").answer
+    features = datasets.Features({"image": datasets.Image(mode="RGB"), "label": datasets.ClassLabel(2)})
+    rows = {"image": [deep("I;16", "PNG")] * 8, "label": [0, 1] * 4}
+    (tmp_path / "rows").mkdir()
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "rows/train-00000-of-00001.parquet")
+    assert "row 0 has the mode I;16" in run_example(*TRAIN, "--dataset_name", tmp_path / "rows").answer
 
 
 def test_undecodable_file_of_an_image_folder_is_named(run_example, tmp_path):
