@@ -155,43 +155,6 @@ def load_splits(args: DataArguments, cache_dir: str | None) -> datasets.DatasetD
         hub_logging.set_verbosity(verbosity)
 
 
-def find_columns(dataset: datasets.Dataset, args: DataArguments) -> tuple[str, str]:
-    """The names of the column of images and of the column of labels: those given, else the only ones of their type."""
-    features = dataset.features
-    listing = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
-    names = []
-    for what, kind, given in (
-        ("image", datasets.Image, args.image_column_name),
-        ("label", datasets.ClassLabel, args.label_column_name),
-    ):
-        option = f"--{what}_column_name"
-        found = [name for name, feature in features.items() if isinstance(feature, kind)]
-        if not found and what == "label":
-            found = [name for name in ("label", "labels") if name in features]
-        if given is not None and given not in features:
-            fail(f"{option} {given!r}: the dataset has no such column; its columns: {listing}")
-        if given is not None and what == "image" and not isinstance(features[given], datasets.Image):
-            fail(f"{option} {given!r} holds no images; the dataset's columns: {listing}")
-        if given is None and len(found) != 1:
-            fail(f"{'no' if not found else 'more than one'} {what} column found: pass {option}; columns: {listing}")
-        names.append(given or found[0])
-    return names[0], names[1]
-
-
-def with_class_labels(splits: datasets.DatasetDict, column: str) -> datasets.DatasetDict:
-    """`splits` with `column` as ClassLabel, made from text or whole numbers where it is not one yet."""
-    if isinstance(next(iter(splits.values())).features[column], datasets.ClassLabel):
-        return splits
-    values = {value for split in splits.values() for value in split.unique(column)}
-    if values and all(isinstance(value, str) for value in values):
-        names = sorted(values)
-    elif values and all(isinstance(value, int) and value >= 0 for value in values):
-        names = [str(value) for value in range(max(values) + 1)]
-    else:
-        fail(f"the label column {column!r} must hold class names or whole numbers from 0, in every row")
-    return splits.cast_column(column, datasets.ClassLabel(names=names))
-
-
 def choose_splits(
     splits: datasets.DatasetDict, args: DataArguments, label: str, do_train: bool, do_eval: bool
 ) -> tuple[datasets.Dataset | None, datasets.Dataset | None]:

@@ -6,14 +6,14 @@ from typing import Any
 import datasets
 import torch
 from cached_images import prepare_images
+from image_columns import find_columns, with_class_labels
 from image_data import (
     DataArguments,
     ImageDataset,
     choose_splits,
-    find_columns,
+    fail,
     first_images,
     load_splits,
-    with_class_labels,
 )
 from image_folders import load_folders
 from image_models import ModelArguments, from_scratch, pretrained
@@ -76,7 +76,10 @@ def load_images(data_args: DataArguments, cache_dir: str | None, do_train: bool,
     samples = [first_images(data, columns[0]) for data in (train, evaluation) if data is not None]
     some = train if train is not None else evaluation
     assert some is not None
-    return Images(splits, train, evaluation, columns, some.features[columns[1]].names, samples[0])
+    classes = some.features[columns[1]].names
+    if len(classes) < 2:
+        fail(f"the label column {columns[1]!r} has one class only ({', '.join(classes)}): there must be two or more")
+    return Images(splits, train, evaluation, columns, classes, samples[0])
 
 
 def load_model(model_args: ModelArguments, data_args: DataArguments, images: Images) -> tuple[Any, Any]:

@@ -7,6 +7,7 @@ import shutil
 import warnings
 
 import datasets
+import image_columns
 import image_data
 import numpy as np
 import pytest
@@ -320,7 +321,7 @@ def test_dataset_with_two_label_columns_asks_which_one(capsys):
     features = {"img": datasets.Image(), "fine": datasets.ClassLabel(2), "coarse": datasets.ClassLabel(2)}
     empty = datasets.Dataset.from_dict({name: [] for name in features}, features=datasets.Features(features))
     with pytest.raises(SystemExit):
-        image_data.find_columns(empty, image_data.DataArguments())
+        image_columns.find_columns(empty, image_data.DataArguments())
     assert "more than one label column found: pass --label_column_name" in capsys.readouterr().err
-    chosen = image_data.find_columns(empty, image_data.DataArguments(label_column_name="coarse"))
+    chosen = image_columns.find_columns(empty, image_data.DataArguments(label_column_name="coarse"))
     assert chosen == ("img", "coarse")
