@@ -124,7 +124,7 @@ def measure(flags: list[str], steps: int, warmup: int) -> dict[str, Any]:
     options = (images.columns, processor, train.views.mode, "shift_flip", training_args.seed)
     plain = ImageDataset(images.train, *options)
     return {
-        "model": f"{arguments.model.model_type}, {model.num_parameters():,} parameters",
+        "model": f"{model.config.model_type}, {model.num_parameters():,} parameters",
         "images": len(plain),
         "batch_size": size,
         "steps": len(loop),

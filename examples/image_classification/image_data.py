@@ -50,8 +50,8 @@ class DataArguments:
         default="auto",
         metadata={
             "help": f"One of {', '.join(AUGMENTATIONS)}. A shift is by up to an eighth of the side; shift alone "
-            "leaves half of the images as they are. auto: shift for the digits, shift_flip up to 64 pixels, then "
-            "resized_crop_flip."
+            "leaves half of the images as they are. auto: up to 64 pixels shift for grey images, as they may be "
+            "digits or letters, and shift_flip for others; then resized_crop_flip."
         },
     )
     image_cache_mb: int = field(

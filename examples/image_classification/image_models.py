@@ -20,6 +20,9 @@ DIGITS_MODEL = {
     "patch_size": 2,
     "initializer_range": 0.1,
 }
+# A ViT from scratch where images are small and no option says which model: 2.7 million parameters, not 85.
+SMALL_SIDE = 64
+SMALL_VIT = {"hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 3, "num_hidden_layers": 6}
 
 
 @dataclass
@@ -29,11 +32,12 @@ class ModelArguments:
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Pretrained model to start from: a Hub name or a local folder."}
     )
-    model_type: str = field(
-        default="vit",
+    model_type: str | None = field(
+        default=None,
         metadata={
             "help": "Architecture to train from scratch: vit, resnet, convnext, swin or another of transformers; or, "
-            "for small images, cifar_resnet (ResNet-18) or cifar_vgg (VGG-11)."
+            "for small images, cifar_resnet (ResNet-18) or cifar_vgg (VGG-11). Default: vit; up to 64 pixels a small "
+            "one, unless there are --config_overrides."
         },
     )
     config_overrides: str | None = field(
@@ -45,6 +49,11 @@ class ModelArguments:
     )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the pretrained model."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where models and datasets are cached."})
+
+    @property
+    def chosen(self) -> bool:
+        """Whether an option says which model is trained."""
+        return any((self.model_name_or_path, self.model_type, self.config_overrides))
 
 
 def load_exactly(folder: str) -> Any:
@@ -78,9 +87,9 @@ def from_scratch(
     model_args: ModelArguments, data_args: DataArguments, sample: list[Image.Image], labels: dict[str, Any]
 ) -> tuple[Any, Any]:
     """A model with random weights and an image processor for it, for images such as those in `sample`."""
-    kind, side = model_args.model_type, min(sample[0].size)
+    kind, side = model_args.model_type or "vit", min(sample[0].size)
     grey = all(image.mode in ("1", "L", "LA") for image in sample)
-    changes: dict[str, Any] = {"image_size": data_args.image_size or (side if side <= 64 else 224)}
+    changes: dict[str, Any] = {"image_size": data_args.image_size or (side if side <= SMALL_SIDE else 224)}
     changes["num_channels"] = 3  # for grey images too: a pipeline makes every image RGB
     try:
         known = AutoConfig.for_model(kind).to_dict()
@@ -99,6 +108,8 @@ def from_scratch(
         changes["patch_size"] = next(patch for patch in range(max(2, size // 8), size + 1) if size % patch == 0)
     if data_args.is_digits and kind == "vit":
         changes.update(DIGITS_MODEL)
+    elif size <= SMALL_SIDE and not model_args.chosen:
+        changes.update(SMALL_VIT)
     given = {**changes, **overrides}
     try:
         config = AutoConfig.for_model(kind, **given, **labels)

@@ -16,7 +16,7 @@ from image_data import (
     load_splits,
 )
 from image_folders import load_folders
-from image_models import ModelArguments, from_scratch, pretrained
+from image_models import SMALL_SIDE, ModelArguments, from_scratch, pretrained
 from PIL import Image
 from streamed_images import Stream, StreamedImages, choose_streams
 
@@ -40,6 +40,18 @@ class Images:
     columns: tuple[str, str]
     classes: list[str]
     sample: list[Image.Image]
+
+    @property
+    def are_grey(self) -> bool:
+        """Whether the first images are grey, be it in three like channels."""
+        return all(
+            red.tobytes() == green.tobytes() == blue.tobytes()
+            for red, green, blue in (image.convert("RGB").split() for image in self.sample)
+        )
+
+    @property
+    def are_small(self) -> bool:
+        return all(min(image.size) <= SMALL_SIDE for image in self.sample)
 
     @property
     def labels(self) -> dict[str, Any]:
@@ -89,12 +101,19 @@ def load_model(model_args: ModelArguments, data_args: DataArguments, images: Ima
     return from_scratch(model_args, data_args, images.sample, images.labels)
 
 
-def choose_augmentation(data_args: DataArguments, processor: Any) -> str:
+def choose_augmentation(data_args: DataArguments, processor: Any, images: Images) -> str:
     """The kind of random views that --augmentation means."""
     if data_args.augmentation != "auto":
         return data_args.augmentation
-    small = processor.size.get("height", processor.size.get("shortest_edge", 224)) <= 64
-    return "shift" if data_args.is_digits else "shift_flip" if small else "resized_crop_flip"
+    small = processor.size.get("height", processor.size.get("shortest_edge", 224)) <= SMALL_SIDE
+    if data_args.is_digits or (images.are_grey and (small or images.are_small)):
+        return "shift"  # these may be digits or letters, which a mirror makes wrong
+    return "shift_flip" if small else "resized_crop_flip"
+
+
+def augmentation_line(data_args: DataArguments, augmentation: str) -> str:
+    chosen = " (chosen by auto; for another: --augmentation)" if data_args.augmentation == "auto" else ""
+    return f"augmentation: {augmentation}{chosen}"
 
 
 def for_model(

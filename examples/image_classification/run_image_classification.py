@@ -27,7 +27,7 @@ from hub import CardTrainer, check_push, keep_token_out_of_files
 from image_data import BadData, fail
 from image_models import load_exactly
 from model_card import PLOT_NAME
-from prepare import Images, choose_augmentation, for_model, load_images, load_model, settle
+from prepare import Images, augmentation_line, choose_augmentation, for_model, load_images, load_model, settle
 from transformers import AutoImageProcessor, TrainingArguments, set_seed
 
 
@@ -117,7 +117,7 @@ def run(arguments: Arguments) -> None:
             fail(f"the classes of {checkpoint!r} are not those of the dataset, which has: {classes}")
     else:
         model, processor = load_model(arguments.model, data_args, images)
-    augmentation = choose_augmentation(data_args, processor)
+    augmentation = choose_augmentation(data_args, processor, images)
     train, evaluation = for_model(images, model, processor, augmentation, training_args.seed, data_args)
     facts = facts_for_card(arguments, images, augmentation)
     trainer = make_trainer(model, processor, training_args, train, evaluation, facts)
@@ -129,7 +129,11 @@ def run(arguments: Arguments) -> None:
             if data
         ]
         size = f"{model.config.model_type} of {model.num_parameters():,} parameters"
+        if checkpoint is None and not arguments.model.chosen and not data_args.is_digits:
+            size += " (for another: --model_type, --config_overrides)"
         print(f"{' and '.join(counts)} in {len(images.classes)} classes; {size}")
+        if do_train:
+            print(augmentation_line(data_args, augmentation))
 
     if do_train:
         metrics = trainer.train_exactly(checkpoint)

@@ -22,7 +22,7 @@ from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_
 from arguments import parse
 from image_data import BadData, DataArguments, ImageDataset, fail
 from image_models import ModelArguments
-from prepare import choose_augmentation, for_model, load_images, load_model, settle
+from prepare import augmentation_line, choose_augmentation, for_model, load_images, load_model, settle
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
@@ -195,7 +195,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: LoopArgumen
         images = load_images(data_args, model_args.cache_dir, do_train=True, do_eval=True)
     set_seed(args.seed)
     model, processor = load_model(model_args, data_args, images)
-    augmentation = choose_augmentation(data_args, processor)
+    augmentation = choose_augmentation(data_args, processor, images)
     train, evaluation = for_model(images, model, processor, augmentation, args.seed, data_args)
     assert isinstance(train, ImageDataset)
     train_loader = make_loader(train, args.batch_size, True, args.dataloader_num_workers)
@@ -203,6 +203,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: LoopArgumen
 
     with told_in_one_line():
         accelerator = make_accelerator(args)
+    accelerator.print(augmentation_line(data_args, augmentation))
     optimizer: Any = args.optimizer(model.parameters())
     # Unless batches are split, Accelerate steps the LR scheduler once per process at every optimizer step. So its
     # length is given in those steps. tie_p_schedule is given the same numbers and sees to the rest itself.
