@@ -23,6 +23,8 @@ class RunFacts:
         eval_split: the split evaluated on. Default: none was.
         train_images: number of images trained on. Default: not told.
         eval_images: number of images evaluated on. Default: not told.
+        left_out: numbers of images to train and to evaluate on that were left out, as they cannot be decoded. Default:
+            not told.
         base_model: the pretrained model that was started from. Default: trained from scratch.
         license: identifier of the model's licence, one of the Hub's. Default: `apache-2.0`.
         hyperparameters: further rows of the table of hyperparameters.
@@ -34,6 +36,7 @@ class RunFacts:
     eval_split: str | None = None
     train_images: int | None = None
     eval_images: int | None = None
+    left_out: tuple[int, int] | None = None
     base_model: str | None = None
     license: str = "apache-2.0"
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)

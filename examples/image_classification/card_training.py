@@ -157,6 +157,9 @@ def _hyperparameters(trainer: Any, facts: RunFacts) -> list[tuple[str, Any]]:
     ]
     if facts.train_images is not None:
         rows.append(("images to train", f"{facts.train_images:,}"))
+    if facts.left_out is not None:
+        train, evaluation = facts.left_out
+        rows.append(("images left out, as they cannot be decoded", f"{train:,} to train, {evaluation:,} to evaluate"))
     return [*rows, *facts.hyperparameters.items()]
 
 

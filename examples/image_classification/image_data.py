@@ -1,6 +1,5 @@
 """The images: where they come from, their columns and splits, and their random views."""
 
-import itertools
 import math
 import os
 import random
@@ -54,6 +53,13 @@ class DataArguments:
             "digits or letters, and shift_flip for others; then resized_crop_flip."
         },
     )
+    on_bad_image: str = field(
+        default="error",
+        metadata={
+            "help": "error, or skip: leave out the images that cannot be decoded, and tell their number in the log "
+            "and on the model card. skip decodes all images once before training."
+        },
+    )
     image_cache_mb: int = field(
         default=2048,
         metadata={
@@ -99,6 +105,10 @@ class DataArguments:
             fail(f"--shuffle_buffer must be at least 1, not {self.shuffle_buffer}")
         if self.streaming and self.is_digits:
             fail("--streaming needs --dataset_name or --train_dir")
+        if self.on_bad_image not in ("error", "skip"):
+            fail(f"--on_bad_image must be error or skip, not {self.on_bad_image!r}")
+        if self.streaming and self.on_bad_image == "skip":
+            fail("--on_bad_image skip decodes all images beforehand, so it cannot go with --streaming")
         if self.augmentation not in AUGMENTATIONS:
             fail(f"--augmentation must be one of {', '.join(AUGMENTATIONS)}, not {self.augmentation!r}")
 
@@ -242,16 +252,21 @@ def cannot_decode(where: str, cell: Any, error: Exception) -> str:
     return f"the image in {where}{file} cannot be decoded: {reason}"
 
 
-def first_images(data: datasets.Dataset | datasets.IterableDataset, column: str) -> list[Image.Image]:
-    """The first few images of `data`, as they are."""
-    images = []
-    for number, row in enumerate(itertools.islice(data.cast_column(column, datasets.Image(decode=False)), 16)):
+def first_images(
+    data: datasets.Dataset | datasets.IterableDataset, column: str, skip_bad: bool = False
+) -> list[Image.Image]:
+    """The first few images of `data`, as they are; with `skip_bad` of those that can be decoded."""
+    images: list[Image.Image] = []
+    for number, row in enumerate(data.cast_column(column, datasets.Image(decode=False))):
         try:
             images.append(decode(row[column]))
         except Exception as error:  # as many kinds as there are image formats
-            raise BadData(cannot_decode(f"row {number}", row[column], error)) from error
+            if not skip_bad or isinstance(error, NotEightBit):
+                raise BadData(cannot_decode(f"row {number}", row[column], error)) from error
+        if len(images) == 16:
+            break
     if not images:
-        raise BadData("the dataset has no images")
+        raise BadData(f"the dataset has no images{' that can be decoded' if skip_bad else ''}")
     return images
 
 

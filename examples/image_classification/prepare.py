@@ -1,10 +1,11 @@
 """What both scripts do before training: load the images, make the model, turn the images into its input."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
 import torch
+from bad_images import without_bad_images
 from cached_images import prepare_images
 from image_columns import find_columns, with_class_labels
 from image_data import (
@@ -32,6 +33,7 @@ class Images:
         columns: names of the column of images and of the column of labels.
         classes: names of the classes.
         sample: the first few images to train on, or to evaluate on where there are none to train on.
+        left_out: how many images to train and to evaluate on cannot be decoded and are left out; None: not examined.
     """
 
     splits: Any
@@ -40,6 +42,7 @@ class Images:
     columns: tuple[str, str]
     classes: list[str]
     sample: list[Image.Image]
+    left_out: tuple[int, int] | None = None
 
     @property
     def are_grey(self) -> bool:
@@ -84,14 +87,29 @@ def load_images(data_args: DataArguments, cache_dir: str | None, do_train: bool,
     else:
         splits = with_class_labels(splits, columns[1])
         train, evaluation = choose_splits(splits, data_args, columns[1], do_train, do_eval)
+    skip_bad = data_args.on_bad_image == "skip"
     # Of both, so that images to evaluate on that cannot be used are told before training.
-    samples = [first_images(data, columns[0]) for data in (train, evaluation) if data is not None]
+    samples = [first_images(data, columns[0], skip_bad) for data in (train, evaluation) if data is not None]
     some = train if train is not None else evaluation
     assert some is not None
     classes = some.features[columns[1]].names
     if len(classes) < 2:
         fail(f"the label column {columns[1]!r} has one class only ({', '.join(classes)}): there must be two or more")
     return Images(splits, train, evaluation, columns, classes, samples[0])
+
+
+def leave_out_bad(images: Images, data_args: DataArguments) -> Images:
+    """`images` as --on_bad_image says. All processes must call this together."""
+    if data_args.on_bad_image != "skip":
+        return images
+    kept, left_out = [], []
+    for data, purpose in ((images.train, "train"), (images.evaluation, "evaluate")):
+        good, bad = data, 0
+        if isinstance(data, datasets.Dataset):
+            good, bad = without_bad_images(data, images.columns[0], purpose)
+        kept.append(good)
+        left_out.append(bad)
+    return replace(images, train=kept[0], evaluation=kept[1], left_out=(left_out[0], left_out[1]))
 
 
 def load_model(model_args: ModelArguments, data_args: DataArguments, images: Images) -> tuple[Any, Any]:

@@ -27,7 +27,16 @@ from hub import CardTrainer, check_push, keep_token_out_of_files
 from image_data import BadData, fail
 from image_models import load_exactly
 from model_card import PLOT_NAME
-from prepare import Images, augmentation_line, choose_augmentation, for_model, load_images, load_model, settle
+from prepare import (
+    Images,
+    augmentation_line,
+    choose_augmentation,
+    for_model,
+    leave_out_bad,
+    load_images,
+    load_model,
+    settle,
+)
 from transformers import AutoImageProcessor, TrainingArguments, set_seed
 
 
@@ -68,6 +77,7 @@ def facts_for_card(arguments: Arguments, images: Images, augmentation: str) -> R
         eval_split=None if images.evaluation is None else eval_split,
         train_images=len(images.train) if isinstance(images.train, datasets.Dataset) else None,
         eval_images=len(images.evaluation) if isinstance(images.evaluation, datasets.Dataset) else None,
+        left_out=images.left_out,
         base_model=base,
         license=arguments.output.license or (license_of(base) if base else "apache-2.0"),
         hyperparameters={"augmentation": augmentation},
@@ -110,6 +120,7 @@ def run(arguments: Arguments) -> None:
             for path in old:
                 shutil.rmtree(path)
         images = load_images(data_args, arguments.model.cache_dir, do_train, do_eval)
+    images = leave_out_bad(images, data_args)
     if checkpoint is not None:
         model, processor = load_exactly(checkpoint), AutoImageProcessor.from_pretrained(checkpoint)
         if model.config.id2label != images.labels["id2label"]:

@@ -22,7 +22,7 @@ from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_
 from arguments import parse
 from image_data import BadData, DataArguments, ImageDataset, fail
 from image_models import ModelArguments
-from prepare import augmentation_line, choose_augmentation, for_model, load_images, load_model, settle
+from prepare import augmentation_line, choose_augmentation, for_model, leave_out_bad, load_images, load_model, settle
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
@@ -193,6 +193,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: LoopArgumen
     settle(data_args, quiet=not processes.is_local_main_process)
     with processes.main_process_first():
         images = load_images(data_args, model_args.cache_dir, do_train=True, do_eval=True)
+    images = leave_out_bad(images, data_args)
     set_seed(args.seed)
     model, processor = load_model(model_args, data_args, images)
     augmentation = choose_augmentation(data_args, processor, images)

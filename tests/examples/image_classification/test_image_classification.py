@@ -293,6 +293,22 @@ def test_resumed_run_of_two_processes_equals_the_uninterrupted_one_bit_for_bit(s
     assert history_of(tmp_path / "resumed") == history_of(folder)
 
 
+def test_two_processes_leave_out_the_same_bad_images(server, tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(12):
+            Image.new("RGB", (16, 16), (number, 90, 0)).save(tmp_path / "images" / name / f"{number}.png")
+    for name in ("cat/0.png", "cat/11.png", "dog/3.png"):  # rows 0, 3 and 17: of both processes
+        (tmp_path / "images" / name).write_bytes(b"no image at all")
+    arguments = ["--do_train", *LPSGDM, "p_max=20", "--max_steps", 2, "--per_device_train_batch_size", 4, *TINY]
+    arguments += ["--train_dir", tmp_path / "images", "--on_bad_image", "skip"]
+    outputs = run_in_two(server, arguments, tmp_path / "run")
+    assert "left out 3 of 24 images to train" in outputs[0]
+    assert "21 images to train" in outputs[0]
+    assert all(f"{name}) cannot be decoded" in outputs[0] for name in ("cat/0.png", "cat/11.png", "dog/3.png"))
+    assert "left out" not in outputs[1]
+
+
 def test_earlier_checkpoints_are_neither_mixed_up_nor_deleted_unasked(server, tmp_path):
     folder = tmp_path / "run"
     arguments = ["--do_train", "--use_cpu", "--max_steps", 1, *TINY]
