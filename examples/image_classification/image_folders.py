@@ -58,6 +58,11 @@ class ImageFolders:
             fail(f"{option} {root!r}: the name {path!r} is not UTF-8; rename the file or its folder")
         return cls(option, root, classes, sorted(images))
 
+    @property
+    def folders(self) -> list[str]:
+        """The folders in which the images lie, in order."""
+        return sorted({os.path.dirname(path) for path in self.images})
+
     def refuse(self, problem: str) -> NoReturn:
         fail(f"{self.option} {self.root!r} {problem}")
 
@@ -88,7 +93,7 @@ class ImageFolders:
             )
         deep = [path for path in self.images if path.count("/") > 1]
         if deep:
-            folders = sorted({os.path.dirname(path) for path in deep})
+            folders = [folder for folder in self.folders if "/" in folder]
             self.refuse(
                 f"holds images in folders within a class folder ({_some(folders)}): the class is the first folder, "
                 "so move the images up into it, or pass a folder that holds one folder for each class"
@@ -145,9 +150,35 @@ def load_folders(args: DataArguments) -> datasets.DatasetDict | datasets.Iterabl
     splits = datasets.DatasetDict({split: found.dataset(first.classes) for split, found in folders.items()})
     if not args.streaming:
         return splits
+    for split, limit in (("train", args.max_train_samples), ("validation", args.max_eval_samples)):
+        if limit is not None and split in splits:
+            # The first images of a folder are all of one class.
+            some = range(min(limit, len(splits[split])))
+            splits[split] = splits[split].shuffle(seed=42).select(some).flatten_indices()
     return datasets.IterableDatasetDict(
         {split: rows.to_iterable_dataset(min(len(rows), STREAM_PARTS)) for split, rows in splits.items()}
     )
+
+
+def check_local_folder(name: str, splits: datasets.DatasetDict | datasets.IterableDatasetDict) -> None:
+    """End the run with one line where `datasets` took other folders of the local dataset `name` for the classes."""
+    first = next(iter(splits.values()))
+    label = (first.features or {}).get("label")
+    root = Path(name).expanduser()
+    if not root.is_dir() or first.info.builder_name != "imagefolder" or not isinstance(label, datasets.ClassLabel):
+        return
+    found = ImageFolders.read("--dataset_name", str(root))
+    instead = "pass the folder of the class folders as --train_dir"
+    no_class = {*TRAIN_NAMES, *EVAL_NAMES, "data"}
+    parts = {
+        path: [part for part in path.split("/") if part and part.lower() not in no_class] for path in found.folders
+    }
+    deep = [path for path in found.folders if len(parts[path]) > 1]
+    if deep:
+        found.refuse(f"holds images in folders within a class folder ({_some(deep)}): {instead}")
+    lost = [path for path in found.folders if parts[path] and parts[path][0] not in label.names]
+    if lost:
+        found.refuse(f"holds folders that `datasets` leaves out, as it does links ({_some(lost)}): {instead}")
 
 
 def _raise(error: OSError) -> NoReturn:

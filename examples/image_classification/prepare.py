@@ -16,7 +16,7 @@ from image_data import (
     first_images,
     load_splits,
 )
-from image_folders import load_folders
+from image_folders import check_local_folder, load_folders
 from image_models import SMALL_SIDE, ModelArguments, from_scratch, pretrained
 from PIL import Image
 from streamed_images import Stream, StreamedImages, choose_streams
@@ -78,6 +78,8 @@ def load_images(data_args: DataArguments, cache_dir: str | None, do_train: bool,
         splits = load_folders(data_args)
     else:
         splits = load_splits(data_args, cache_dir)
+    if data_args.dataset_name is not None:
+        check_local_folder(data_args.dataset_name, splits)
     columns = find_columns(next(iter(splits.values())), data_args)
     splits = splits.cast_column(columns[0], datasets.Image())  # one with a mode would convert the images unasked
     train: datasets.Dataset | Stream | None

@@ -136,3 +136,29 @@ def test_images_and_their_order_are_those_that_datasets_would_load(example, tmp_
         encoded = (data.cast_column("image", datasets.Image(decode=False)) for data in (found, expected))
         one, other = ([(row["image"]["path"], row["label"]) for row in data] for data in encoded)
         assert one == other
+
+
+LOCAL = [*TRAIN[:-1], "--dataset_name"]
+
+
+@pytest.mark.parametrize("flags", [[], STREAM], ids=["loaded", "streamed"])
+def test_local_dataset_of_image_folders_has_the_first_folders_as_classes(run_example, tmp_path, flags):
+    plain = write(tmp_path / "plain", "train/cat", "train/dog", "test/cat", "test/dog")
+    assert classes_of(run_example(*LOCAL, plain, *flags)) == ["cat", "dog"]
+    deep = write(tmp_path / "deep", "cat/indoor", "cat/outdoor", "dog/indoor")
+    answer = run_example(*LOCAL, deep, *flags).answer
+    assert "(cat/indoor, cat/outdoor, dog/indoor): pass" in answer
+    linked = write(tmp_path / "linked", "cat", "dog")
+    os.symlink(write(tmp_path / "elsewhere", "bird") / "bird", linked / "bird")
+    assert "(bird): pass the folder of the class folders as --train_dir" in run_example(*LOCAL, linked, *flags).answer
+
+
+def test_some_images_of_a_streamed_folder_are_of_all_classes(example, tmp_path):
+    from image_data import DataArguments
+    from image_folders import load_folders
+
+    root = write(tmp_path / "images", "cat", "dog", count=12)
+    data = load_folders(DataArguments(train_dir=str(root), streaming=True, max_train_samples=10))["train"]
+    labels = [row["label"] for row in data]
+    assert len(labels) == 10
+    assert set(labels) == {0, 1}
