@@ -46,7 +46,7 @@ def test_minimal_trainer_learns_and_anneals_p_to_2(tmp_path):
     arguments = ["--optim", "lpsgdm", "--optim_args", "p_max=20", "--use_cpu", "--disable_tqdm", "true"]
     output = run_alone(TRAINER, *arguments, "--output_dir", "out", folder=tmp_path)
     first, *_ = (float(loss) for loss in re.findall(r"{'loss': '?([\d.]+)", output))
-    (last,) = re.findall(r"'eval_loss': '?([\d.]+)", output)
+    *_, last = re.findall(r"'eval_loss': '?([\d.]+)", output)
     assert float(last) < 0.3 * first
     p = [float(value) for value in re.findall(r"'p': '?([\d.]+)", output)]
     assert len(p) == 4
