@@ -16,8 +16,8 @@ fail_if = $(if $(strip $(1)),$(error $(strip $(1))))
 
 help:
 	@echo "make demo     train a small image classifier with LPSGDM on scikit-learn's digits (flags: DEMO_ARGS)"
-	@echo "make test     lint, format, types, then the tests (flags for pytest: PYTEST_ARGS)"
-	@echo "make check    lint, format and types only"
+	@echo "make test     what make check does, then the tests (flags for pytest: PYTEST_ARGS)"
+	@echo "make check    lint, format, types and the direction of imports only"
 	@echo "make docs     build the pages of docs/ into site/; a broken link, anchor or reference fails"
 	@echo "make format   put the code into the format that check wants"
 	@echo "make setup    make .venv with the pinned versions of constraints.txt; the others do it when needed"

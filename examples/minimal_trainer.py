@@ -35,7 +35,7 @@ def main() -> None:
     )
     trainer = Trainer(LlamaForCausalLM(config), args, train_dataset=make_sequences(1024, seed=0))
     trainer.train()
-    trainer.evaluate(make_sequences(256, seed=1))  # prints the loss
+    print(trainer.evaluate(make_sequences(256, seed=1)))
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
 

@@ -55,7 +55,7 @@ def _devices() -> Iterator[tuple[str, str]]:
     if not torch.cuda.is_available():
         yield "cuda", "no device"
     for other in ("xpu", "mps", "mtia"):
-        if hasattr(torch, other) and getattr(torch, other).is_available():
+        if getattr(getattr(torch, other, None), "is_available", bool)():
             yield other, _implementation(torch.device(other))
 
 

@@ -94,8 +94,7 @@ def annealed_p(schedule: PSchedule, p_max: float, index: int, length: int) -> fl
     and `S = length`. Before the first place the first value holds, after the last place the last one. If there is only
     one place, it has `p_max`. A schedule that follows the learning rate is taken at its peak.
     """
-    progress = min(max(index, 0) / max(length - 1, 1), 1.0)
-    return 2.0 + (p_max - 2.0) * P_SCHEDULES[schedule].share(Place(progress, 1.0))
+    return _p_at(P_SCHEDULES[schedule], p_max, Place(_progress(index, length), 1.0))
 
 
 def p_following_lr(p_max: float, lr: float, peak_lr: float) -> float:
@@ -103,7 +102,7 @@ def p_following_lr(p_max: float, lr: float, peak_lr: float) -> float:
 
     A learning rate above the peak gives `p_max` too, and so does a peak of 0.
     """
-    return 2.0 + (p_max - 2.0) * P_SCHEDULES["lr"].share(Place(0.0, _lr_share(lr, peak_lr)))
+    return _p_at(P_SCHEDULES["lr"], p_max, Place(0.0, _lr_share(lr, peak_lr)))
 
 
 def unwrap_optimizer(optimizer: Any) -> Any:
@@ -149,7 +148,7 @@ class PScheduleTie:
     by_trainer: bool = False
 
     def __post_init__(self) -> None:
-        self._handle = self.optimizer.register_step_pre_hook(lambda *_: self._apply())
+        self._handle = self.optimizer.register_step_pre_hook(self._apply)
 
     def get_p(self) -> list[float]:
         """The p that belongs to the present state of the LR scheduler, one value per param group."""
@@ -161,26 +160,27 @@ class PScheduleTie:
         if getattr(self.optimizer, _TIE, None) is self:
             delattr(self.optimizer, _TIE)
 
-    def _apply(self) -> None:
+    def _apply(self, *_: Any) -> None:
         for group, p in zip(self.optimizer.param_groups, self.get_p(), strict=True):
             group["p"] = p
 
     def _p(self, group: dict[str, Any], index: int) -> float:
-        p_max = float(group["p_max"])
         record = P_SCHEDULES[self.schedule]
+        progress, lr_share = 0.0, 1.0
+        if record.needs_horizon:
+            progress = self._progress(scheduler_step(self.lr_scheduler) // self.stride)
         if record.follows_lr:
             peak = _peak_lr(self.lr_scheduler, group, index, self.optimizer.defaults["lr"])
-            return 2.0 + (p_max - 2.0) * record.share(Place(0.0, _lr_share(float(group["lr"]), peak)))
-        if not record.needs_horizon:
-            return annealed_p(self.schedule, p_max, 0, 1)
-        step = scheduler_step(self.lr_scheduler) // self.stride
+            lr_share = _lr_share(float(group["lr"]), peak)
+        return _p_at(record, float(group["p_max"]), Place(progress, lr_share))
+
+    def _progress(self, step: int) -> float:
         if step < self.num_warmup_steps:
-            return p_max
+            return 0.0
         if self.granularity == "epoch":
             epochs = math.ceil(self.num_training_steps / self.steps_per_epoch)
-            return annealed_p(self.schedule, p_max, step // self.steps_per_epoch, epochs)
-        length = self.num_training_steps - self.num_warmup_steps
-        return annealed_p(self.schedule, p_max, step - self.num_warmup_steps, length)
+            return _progress(step // self.steps_per_epoch, epochs)
+        return _progress(step - self.num_warmup_steps, self.num_training_steps - self.num_warmup_steps)
 
 
 def tie_p_schedule(
@@ -241,7 +241,7 @@ def tie_p_schedule(
     check_count("steps_per_epoch", steps_per_epoch, 1, "granularity 'epoch' needs it", optional=not by_epochs)
     if with_horizon:
         scheduler_step(scheduler)  # which fails where the scheduler does not tell
-    elif record.follows_lr:
+    if record.follows_lr:
         for group in base.param_groups:
             # ReduceLROnPlateau does not keep the rate that it began with. In the group, checkpoints hold it.
             is_fresh = not getattr(scheduler, "last_epoch", 0)
@@ -309,6 +309,14 @@ def check_schedule(schedule: PSchedule, granularity: Granularity, lr_scheduler: 
             f"The p schedule {schedule!r} goes by training steps, and the LR scheduler {lr_scheduler} counts "
             "evaluations. Use the p schedule 'lr' (p falls when the learning rate does) or 'constant'."
         )
+
+
+def _p_at(record: PScheduleRecord, p_max: float, place: Place) -> float:
+    return 2.0 + (p_max - 2.0) * record.share(place)
+
+
+def _progress(index: int, length: int) -> float:
+    return min(max(index, 0) / max(length - 1, 1), 1.0)
 
 
 def _lr_share(lr: float, peak_lr: float) -> float:

@@ -17,7 +17,8 @@ HEAD = """\
 
 Cards of models trained with the examples, as the runs themselves wrote them and as `--push_to_hub` pushes them. Each
 has the command, the versions and the hardware it was trained with; `trainer_state.json` beside it has every logged
-number. This folder is written by `collect.py`.
+number. This folder is written by `collect.py`. Cards
+written by version 0.1.0 name the scripts by the paths of that version; the changelog tells the new ones.
 
 | model | dataset | type | optimizer | accuracy |
 |---|---|---|---|---|

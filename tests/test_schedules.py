@@ -8,7 +8,15 @@ from reference import paper_p
 from torch.optim import lr_scheduler as torch_schedulers
 
 from hf_lpsgd import LPSGD, LPSGDM, tie_p_schedule
-from hf_lpsgd.schedules import annealed_p, current_tie, p_following_lr, unwrap_optimizer, unwrap_scheduler
+from hf_lpsgd.schedules import (
+    P_SCHEDULES,
+    PScheduleRecord,
+    annealed_p,
+    current_tie,
+    p_following_lr,
+    unwrap_optimizer,
+    unwrap_scheduler,
+)
 
 STEPS, WARMUP, P_MAX = 12, 3, 20.0
 
@@ -297,3 +305,19 @@ def test_a_scheduler_that_does_not_count_is_refused_with_what_to_use_instead():
 
 def test_the_formula_needs_no_scheduler():
     assert annealed_p("cosine", P_MAX, 4, 9) == pytest.approx(2 + 18 * (1 + math.cos(math.pi / 2)) / 2)
+
+
+def test_a_schedule_may_read_both_the_progress_and_the_learning_rate(monkeypatch):
+    both = PScheduleRecord(
+        lambda place: (1 - place.progress) * place.lr_share, "a toy", "toy", needs_horizon=True, follows_lr=True
+    )
+    monkeypatch.setitem(P_SCHEDULES, "both", both)
+    optimizer = LPSGDM([torch.ones(1, requires_grad=True)], lr=0.5, p_max=20)
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.5, 4)
+    tie = tie_p_schedule(optimizer, scheduler, "both", num_training_steps=5)
+    ps = []
+    for _ in range(5):
+        optimizer.step()
+        ps.append(tie.get_p()[0])
+        scheduler.step()
+    assert ps == pytest.approx([2 + 18 * (1 - step / 4) * (1 - 0.125 * step) for step in range(5)])

@@ -217,9 +217,9 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: LoopArgumen
         model, optimizer, train_loader, eval_loader, scheduler = accelerator.prepare(
             model, optimizer, train_loader, eval_loader, scheduler
         )
-    args.tie(optimizer, scheduler, total * unit, warmup * unit)
-    if len(train_loader) != batches_per_epoch:
-        raise ValueError(f"{len(train_loader)} batches per epoch, and the schedules count {batches_per_epoch}")
+        args.tie(optimizer, scheduler, total * unit, warmup * unit)
+        if len(train_loader) != batches_per_epoch:
+            raise ValueError(f"{len(train_loader)} batches per epoch, and the schedules count {batches_per_epoch}")
 
     progress, output_dir = Progress(), Path(args.output_dir)
     accelerator.register_for_checkpointing(progress)

@@ -104,13 +104,7 @@ class LpOptimizer(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Perform a single optimization step.
-
-        Args:
-            closure: reevaluates the model and returns the loss, optional.
-
-        Returns:
-            The loss that `closure` returned, or None.
+        """Perform a single optimization step, and return the loss if there is a `closure` that computes it.
 
         Raises:
             ValueError: a gradient is sparse, or a plain tensor where the parameter is a DTensor, or `fused` is True

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -15,7 +13,7 @@ from torch.optim import Optimizer
 
 from ..optim import OPTIMIZERS, OptimizerRecord
 from ..optim.functional import check_fused
-from ..optim.options import LR, WEIGHT_DECAY, Number, Option, Switch
+from ..optim.options import LR, WEIGHT_DECAY, Number, Option, Switch, invalid
 from ..schedules import P_GRANULARITY, P_SCHEDULE, Granularity, PSchedule, check_schedule
 
 if TYPE_CHECKING:
@@ -37,7 +35,7 @@ class OptimArgs:
         p_granularity: `step` (the default) or `epoch`.
     """
 
-    optimizer_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    optimizer_kwargs: dict[str, Any] = field(default_factory=dict)
     p_schedule: PSchedule = "cosine"
     p_granularity: Granularity = "step"
 
@@ -47,7 +45,8 @@ class OptimArgs:
 
         The same text is parsed once. A mistake in it is a ValueError of one line.
         """
-        return _parse(OPTIMIZERS[optim], text or "")
+        parsed = _parse(OPTIMIZERS[optim], text or "")
+        return replace(parsed, optimizer_kwargs=dict(parsed.optimizer_kwargs))  # the first result stays as it is
 
 
 def name_of(choice: Any) -> str:
@@ -115,7 +114,7 @@ def _parse(record: OptimizerRecord, text: str) -> OptimArgs:
         values[key] = _read(keys[key], value)
     schedule = values.pop(P_SCHEDULE.name, OptimArgs.p_schedule)
     granularity = values.pop(P_GRANULARITY.name, OptimArgs.p_granularity)
-    return OptimArgs(MappingProxyType(values), cast(PSchedule, schedule), cast(Granularity, granularity))
+    return OptimArgs(values, cast(PSchedule, schedule), cast(Granularity, granularity))
 
 
 def _keys(record: OptimizerRecord) -> dict[str, Option]:
@@ -132,7 +131,7 @@ def _read(option: Option, text: str) -> Any:
             value = float(text)
     elif isinstance(option, Switch):
         if text.lower() not in _SWITCHES:
-            raise ValueError(f"Invalid {option.name} in optim_args: {text!r}. It must be one of true, false, none.")
+            raise invalid(f"{option.name} in optim_args", text, "one of true, false, none")
         value = _SWITCHES[text.lower()]
     return option.check(value, " in optim_args")
 
@@ -140,10 +139,9 @@ def _read(option: Option, text: str) -> Any:
 def _unknown_key(record: OptimizerRecord, key: str, item: str) -> str:
     keys = list(_keys(record))
     valid = ", ".join(keys)
-    flags = {option.name: option.trainer_flag for option in (LR, WEIGHT_DECAY)}
-    flag = flags.get("lr" if key == "learning_rate" else key)
+    flag = {"learning_rate": LR, "lr": LR, "weight_decay": WEIGHT_DECAY}.get(key)
     if flag is not None:
-        return f"{item!r}. Give it as {flag}; the keys here are {valid}."
+        return f"{item!r}. Give it as {flag.trainer_flag}; the keys here are {valid}."
     others = [other.name for other in OPTIMIZERS.values() if key in _keys(other)]
     if others:
         return f"{item!r}. {key} is a key of {others[0]}; those of {record.name} are {valid}."

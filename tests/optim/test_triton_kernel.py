@@ -55,6 +55,9 @@ def test_whole_blocks_are_read_once_and_written_once_16_bytes_at_a_time(
     assert len(re.findall(r"ld\.global\.v4\.b32", ptx)) == loads
     assert len(re.findall(r"st\.global\.v4\.b32", ptx)) == stores
     assert not re.search(r"(ld|st)\.local", ptx)  # no register is spilled
+    # Each thread stores where it has loaded. Threads exchange elements only where the tensors differ in width.
+    mixed = buffer not in (None, param)
+    assert (".shared" in ptx, "bar.sync" in ptx) == (mixed, mixed)
 
 
 def test_bfloat16_is_rounded_to_nearest(compile_kernel):

@@ -50,6 +50,8 @@ def lp_step(
     HAS_BUFFER: tl.constexpr = BUFFER_DTYPE is not None
     # Most blocks are whole, and then each thread can load and store 16 bytes at a time.
     if (remaining >= BLOCK) & (tl.load(row + 5) != 0):
+        params, grads = tl.multiple_of(param, 16) + start, tl.multiple_of(grad, 16) + start
+        buffers = tl.multiple_of(buffer, 16) + start
         _update(
             params, grads, buffers, remaining, lr, grad_weight, rho, eps, weight_decay, sign, HAS_BUFFER, True, BLOCK
         )
@@ -78,8 +80,6 @@ def _update(
     offsets = tl.arange(0, BLOCK)
     mask = None if WHOLE else offsets < remaining
     params, grads, buffers = params + offsets, grads + offsets, buffers + offsets
-    if WHOLE:
-        params, grads, buffers = tl.multiple_of(params, 16), tl.multiple_of(grads, 16), tl.multiple_of(buffers, 16)
     param = tl.load(params, mask=mask).to(tl.float32)
     mean = sign * tl.load(grads, mask=mask).to(tl.float32)
     if HAS_BUFFER:
