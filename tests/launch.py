@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from paths import LEAVE
+
 
 class Result(NamedTuple):
     returncode: int
@@ -15,9 +17,12 @@ class Result(NamedTuple):
 
 
 def torchrun(processes, script, *arguments, cwd=None, env=None, timeout=240):
-    """Run `torchrun --nproc_per_node PROCESSES SCRIPT ARGUMENTS` to its end; stdout and stderr are one output."""
+    """Run `torchrun --nproc_per_node PROCESSES SCRIPT ARGUMENTS` to its end; stdout and stderr are one output.
+
+    Processes that have done their work leave as leave.py says.
+    """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command += [str(script), *map(str, arguments)]
+    command += [str(LEAVE), str(script), *map(str, arguments)]
     return run_to_end(command, cwd=cwd, env={"OMP_NUM_THREADS": "1", **(env or {})}, timeout=timeout)
 
 

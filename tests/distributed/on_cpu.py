@@ -59,9 +59,5 @@ if __name__ == "__main__":
     if "DIE_WRITING_CHECKPOINT" in os.environ:
         save_rng_state = trainer.Trainer._save_rng_state
         trainer.Trainer._save_rng_state = die_before_the_last_files
-    sys.argv = [script, *arguments]
-    sys.path[0] = str(Path(script).parent)
-    runpy.run_path(script, run_name="__main__")
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)  # see tests/leave.py
+    sys.argv = [str(Path(__file__).parents[1] / "leave.py"), script, *arguments]
+    runpy.run_path(sys.argv[0], run_name="__main__")

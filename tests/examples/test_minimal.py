@@ -7,9 +7,8 @@ import sys
 
 import pytest
 from launch import torchrun
-from paths import EXAMPLES, ROOT
+from paths import EXAMPLES
 
-LEAVE = ROOT / "tests" / "leave.py"
 TRAINER, LOOP = EXAMPLES / "minimal_trainer.py", EXAMPLES / "minimal_accelerate.py"
 
 
@@ -32,7 +31,7 @@ def run_alone(script, *arguments, folder):
 
 def run_twice(script, *arguments, folder):
     """The output of `script` in two processes."""
-    done = torchrun(2, LEAVE, script, *arguments, cwd=folder)
+    done = torchrun(2, script, *arguments, cwd=folder)
     assert done.returncode == 0, done.output
     return done.output
 
