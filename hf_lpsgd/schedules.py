@@ -7,12 +7,13 @@ checkpoint of the LR scheduler holds all that a run needs to resume p.
 from __future__ import annotations
 
 import math
+import warnings
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
-from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
-
+from .lr_schedulers import counts_evaluations, peak_lr, scheduler_step, steps_per_update, unwrap_scheduler
 from .optim.base import LpOptimizer
 from .optim.options import Choice, check_count
 
@@ -21,8 +22,17 @@ Granularity = Literal["step", "epoch"]
 
 _TIE = "_hf_lpsgd_p_tie"
 
-# Wrappers of wrappers of optimizers and schedulers; a bound, for objects that have every attribute.
+# Accelerate and DeepSpeed hold what they wrap as `optimizer`, torch's ZeroRedundancyOptimizer as `optim`.
+_HELD_AS = ("optimizer", "optim", "base_optimizer")
+
+# Wrappers of wrappers of optimizers; a bound, for objects that have every attribute.
 _DEEPEST = 8
+
+# Updates of one parameter after which an LR scheduler that has not moved is told.
+_SEVERAL = 5
+
+# A loss scaler skips optimizer steps, and some loops step the LR scheduler at those too.
+_SKIPPED = 8
 
 _REPLACED = (
     " Accelerate puts it in the place of an optimizer whose state DeepSpeed offloads. To keep yours, set "
@@ -106,22 +116,13 @@ def p_following_lr(p_max: float, lr: float, peak_lr: float) -> float:
 
 
 def unwrap_optimizer(optimizer: Any) -> Any:
-    """The innermost optimizer of Accelerate's and DeepSpeed's wrappers, which hold it as `.optimizer`."""
-    return _unwrap(optimizer, "optimizer")
-
-
-def unwrap_scheduler(lr_scheduler: Any) -> Any:
-    """The innermost scheduler of Accelerate's and DeepSpeed's wrappers, which hold it as `.scheduler`."""
-    return _unwrap(lr_scheduler, "scheduler")
-
-
-def _unwrap(thing: Any, attribute: str) -> Any:
+    """The innermost optimizer in the wrappers of Accelerate, DeepSpeed and torch.distributed.optim."""
     for _ in range(_DEEPEST):
-        inner = getattr(thing, attribute, None)
-        if isinstance(thing, LpOptimizer) or inner is None:
+        inner = next((held for name in _HELD_AS if (held := getattr(optimizer, name, None)) is not None), None)
+        if isinstance(optimizer, LpOptimizer) or inner is None:
             break
-        thing = inner
-    return thing
+        optimizer = inner
+    return optimizer
 
 
 def current_tie(optimizer: Any) -> PScheduleTie | None:
@@ -134,7 +135,8 @@ class PScheduleTie:
     """The tie between an optimizer's p and an LR scheduler; [`tie_p_schedule`][hf_lpsgd.tie_p_schedule] makes it.
 
     Optimizer and LR scheduler are unwrapped. Lengths are in optimizer steps, each of which is `stride` steps of the LR
-    scheduler. `by_trainer` says that the Trainer's callback made the tie, and not the user.
+    scheduler. `by_trainer` says that the Trainer's callback made the tie, and not the user, and `moves_each_step`
+    that the LR scheduler should move at each optimizer step, so that it is worth a warning if it does not.
     """
 
     optimizer: LpOptimizer
@@ -146,13 +148,21 @@ class PScheduleTie:
     steps_per_epoch: int
     stride: int
     by_trainer: bool = False
+    moves_each_step: bool = True
+
+    _groups: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    _still: Counter[int] = field(default_factory=Counter, repr=False)
+    _last_place: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        self._handle = self.optimizer.register_step_pre_hook(self._apply)
+        self._handle = self.optimizer.register_step_pre_hook(self._before_step)
 
     def get_p(self) -> list[float]:
         """The p that belongs to the present state of the LR scheduler, one value per param group."""
-        return [self._p(group, index) for index, group in enumerate(self.optimizer.param_groups)]
+        groups = self.optimizer.param_groups
+        if len(groups) >= len(self._groups):  # DeepSpeed's ZeRO shows one group at a time while it steps
+            self._groups = list(groups)
+        return [self._p(group, self._index(group)) for group in groups]
 
     def remove(self) -> None:
         """Cut the tie; p stays as it is."""
@@ -160,9 +170,30 @@ class PScheduleTie:
         if getattr(self.optimizer, _TIE, None) is self:
             delattr(self.optimizer, _TIE)
 
-    def _apply(self, *_: Any) -> None:
+    def is_moved_by(self, lr_scheduler: Any) -> bool:
+        """Whether p follows when this LR scheduler, wrapped or not, is stepped."""
+        record = P_SCHEDULES[self.schedule]
+        if not record.needs_horizon and not record.follows_lr:
+            return True
+        stepped = unwrap_scheduler(lr_scheduler)
+        members = getattr(stepped, "_schedulers", None) or ()  # ChainedScheduler, SequentialLR
+        return stepped is self.lr_scheduler or any(self.is_moved_by(member) for member in members)
+
+    def _before_step(self, *_: Any) -> None:
+        loaded = self.optimizer._take_loaded_p()
+        if loaded is not None:
+            self._compare_with_loaded(*loaded)
+        self._apply()
+        if self.moves_each_step:
+            self._notice_stillness()
+
+    def _apply(self) -> None:
         for group, p in zip(self.optimizer.param_groups, self.get_p(), strict=True):
             group["p"] = p
+
+    def _index(self, group: dict[str, Any]) -> int:
+        same = (i for i, known in enumerate(self._groups) if known is group or known["params"] is group["params"])
+        return next(same, 0)
 
     def _p(self, group: dict[str, Any], index: int) -> float:
         record = P_SCHEDULES[self.schedule]
@@ -170,9 +201,53 @@ class PScheduleTie:
         if record.needs_horizon:
             progress = self._progress(scheduler_step(self.lr_scheduler) // self.stride)
         if record.follows_lr:
-            peak = _peak_lr(self.lr_scheduler, group, index, self.optimizer.defaults["lr"])
-            lr_share = _lr_share(float(group["lr"]), peak)
+            lr = float(group["lr"])
+            # A group that was added later has the rate that it was added with. In the group, checkpoints hold it.
+            group.setdefault("initial_lr", lr)
+            lr_share = _lr_share(lr, peak_lr(self.lr_scheduler, group, index))
         return _p_at(record, float(group["p_max"]), Place(progress, lr_share))
+
+    def _compare_with_loaded(self, loaded_p: float, p_max: float) -> None:
+        """Warn where this schedule cannot have given the p at which the loaded state was saved."""
+        record = P_SCHEDULES[self.schedule]
+        if record.follows_lr:
+            return
+        step = scheduler_step(self.lr_scheduler) // self.stride if record.needs_horizon else 0
+        now, before = (
+            _p_at(record, p_max, Place(self._progress(max(at, 0)) if record.needs_horizon else 0.0, 1.0))
+            for at in (step, step - _SKIPPED)
+        )
+        if not now - 1e-6 <= loaded_p <= before + 1e-6:
+            warnings.warn(
+                f"p goes from {loaded_p:.4g} in the loaded state to {now:.4g}: the p schedule {self.schedule!r} over "
+                f"{self.num_training_steps} steps is not the one that the state was saved under, or its LR scheduler "
+                "was not loaded with it. To go on as before, give the schedule, num_training_steps and "
+                "num_warmup_steps of that run, and load both.",
+                stacklevel=4,
+            )
+
+    def _notice_stillness(self) -> None:
+        # The first parameter, because ZeRO and layerwise training step a few parameters at a time.
+        first = next((group["params"][0] for group in self.optimizer.param_groups if group["params"]), None)
+        lrs = [float(group["lr"]) for group in self.optimizer.param_groups] if self._follows_lr() else None
+        place = (scheduler_step(self.lr_scheduler), lrs)
+        if place != self._last_place:
+            self._last_place = place
+            self._still.clear()
+        self._still[id(first)] += 1
+        if self._still[id(first)] > _SEVERAL:
+            self.moves_each_step = False  # it is said once
+            p = self.optimizer.param_groups[0]["p"]
+            warnings.warn(
+                f"p is tied to a {type(self.lr_scheduler).__name__} that has not moved for {_SEVERAL} optimizer "
+                f"steps, and stays at {p:.4g}. Call its step() after each optimizer step, or tie the LR scheduler "
+                "that is stepped in its place. If it is stepped once per epoch, tell tie_p_schedule so by "
+                "steps_per_epoch=1.",
+                stacklevel=4,
+            )
+
+    def _follows_lr(self) -> bool:
+        return P_SCHEDULES[self.schedule].follows_lr
 
     def _progress(self, step: int) -> float:
         if step < self.num_warmup_steps:
@@ -213,7 +288,8 @@ def tie_p_schedule(
         num_warmup_steps: for how many of these steps `cosine` and `linear` first hold p at `p_max`.
         granularity: `"step"`, or `"epoch"`: p changes only between epochs, exactly by the paper's formula. A warm-up
             holds p at `p_max` and does not shift the formula.
-        steps_per_epoch: LR scheduler steps per epoch. `granularity="epoch"` needs it.
+        steps_per_epoch: LR scheduler steps per epoch. `granularity="epoch"` needs it. 1 says that the LR scheduler is
+            stepped once per epoch; otherwise there is one warning if it has not moved for 5 optimizer steps.
 
     Returns:
         The tie. Its `remove()` ends it, and its `get_p()` tells the values for the next step.
@@ -231,7 +307,7 @@ def tie_p_schedule(
     scheduler = unwrap_scheduler(lr_scheduler)
     replace(P_SCHEDULE, name="p schedule").check(schedule)
     replace(P_GRANULARITY, name="granularity").check(granularity)
-    check_schedule(schedule, granularity, type(scheduler).__name__, _counts_evaluations(scheduler))
+    check_schedule(schedule, granularity, type(scheduler).__name__, counts_evaluations(scheduler))
     needed = "the p schedule needs it"
     record = P_SCHEDULES[schedule]
     with_horizon = record.needs_horizon
@@ -246,50 +322,27 @@ def tie_p_schedule(
             # ReduceLROnPlateau does not keep the rate that it began with. In the group, checkpoints hold it.
             is_fresh = not getattr(scheduler, "last_epoch", 0)
             group.setdefault("initial_lr", float(group["lr"] if is_fresh else base.defaults["lr"]))
+    moves = not counts_evaluations(scheduler) and steps_per_epoch != 1 and (with_horizon or record.follows_lr)
     stride = steps_per_update(lr_scheduler)
     previous = current_tie(base)
     if previous is not None:
         previous.remove()
     horizon = (math.ceil((number or 0) / stride) for number in (num_training_steps, num_warmup_steps, steps_per_epoch))
     length, warmup, epoch = horizon
-    tie = PScheduleTie(base, scheduler, schedule, max(length, 1), warmup, granularity, max(epoch, 1), stride)
+    tie = PScheduleTie(
+        base,
+        scheduler,
+        schedule,
+        max(length, 1),
+        warmup,
+        granularity,
+        max(epoch, 1),
+        stride,
+        moves_each_step=moves and _tells_steps(scheduler),
+    )
     setattr(base, _TIE, tie)
     tie._apply()
     return tie
-
-
-def scheduler_step(lr_scheduler: Any) -> int:
-    """How many steps an (unwrapped) LR scheduler has made.
-
-    Raises:
-        ValueError: the scheduler does not tell.
-    """
-    if hasattr(lr_scheduler, "last_epoch"):
-        return max(int(lr_scheduler.last_epoch), 0)
-    if hasattr(lr_scheduler, "last_batch_iteration"):  # DeepSpeed's schedulers, which count from -1
-        return max(int(lr_scheduler.last_batch_iteration) + 1, 0)
-    members = getattr(lr_scheduler, "_schedulers", None)  # ChainedScheduler
-    if members:
-        return scheduler_step(members[0])
-    raise ValueError(
-        f"The LR scheduler {type(lr_scheduler).__name__} does not tell how many steps it has made (last_epoch), which "
-        "the p schedules 'cosine' and 'linear' go by. Use the p schedule 'lr' or 'constant', or a scheduler of torch "
-        "or transformers."
-    )
-
-
-def steps_per_update(lr_scheduler: Any) -> int:
-    """How many steps the LR scheduler makes per optimizer step.
-
-    It is 1, except for a scheduler that Accelerate prepared without `split_batches`. That one makes one step per
-    process.
-    """
-    wrapper = type(lr_scheduler).__name__
-    if wrapper != "AcceleratedScheduler" or lr_scheduler.split_batches or not lr_scheduler.step_with_optimizer:
-        return 1
-    from accelerate.state import AcceleratorState
-
-    return int(AcceleratorState().num_processes)
 
 
 def check_schedule(schedule: PSchedule, granularity: Granularity, lr_scheduler: str, counts_evaluations: bool) -> None:
@@ -311,6 +364,14 @@ def check_schedule(schedule: PSchedule, granularity: Granularity, lr_scheduler: 
         )
 
 
+def _tells_steps(lr_scheduler: Any) -> bool:
+    try:
+        scheduler_step(lr_scheduler)
+    except ValueError:
+        return False
+    return True
+
+
 def _p_at(record: PScheduleRecord, p_max: float, place: Place) -> float:
     return 2.0 + (p_max - 2.0) * record.share(place)
 
@@ -321,22 +382,3 @@ def _progress(index: int, length: int) -> float:
 
 def _lr_share(lr: float, peak_lr: float) -> float:
     return min(max(lr / peak_lr, 0.0), 1.0) if peak_lr > 0 else 1.0
-
-
-def _peak_lr(lr_scheduler: Any, group: dict[str, Any], index: int, default: float) -> float:
-    """The learning rate that this scheduler gives param group `index` at its highest."""
-    members = getattr(lr_scheduler, "_schedulers", None)  # ChainedScheduler, SequentialLR
-    if members:
-        return max(_peak_lr(member, group, index, default) for member in members)
-    if isinstance(lr_scheduler, OneCycleLR):  # whose initial_lr is not its peak
-        return float(group["max_lr"])
-    # CyclicLR and most schedulers of DeepSpeed have max_lrs, its WarmupCosineLR has org_lrs.
-    peaks = getattr(lr_scheduler, "max_lrs", None) or getattr(lr_scheduler, "org_lrs", None)
-    if peaks and not _counts_evaluations(lr_scheduler):
-        return float(peaks[min(index, len(peaks) - 1)])
-    return float(group.get("initial_lr", default))
-
-
-def _counts_evaluations(lr_scheduler: Any) -> bool:
-    # GreedyLR is transformers', which this module does not import.
-    return isinstance(lr_scheduler, ReduceLROnPlateau) or type(lr_scheduler).__name__ == "GreedyLR"

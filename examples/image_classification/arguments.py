@@ -14,6 +14,7 @@ from image_data import DataArguments, fail
 from image_models import ModelArguments
 from transformers import HfArgumentParser, TrainingArguments
 
+from hf_lpsgd.processes import check_processes
 from hf_lpsgd.trainer import OptimArgs, validate_optim_args
 
 # What changes when no dataset is named, so that the shortest command line already trains well.
@@ -109,6 +110,7 @@ def parse_arguments(argv: Sequence[str], description: str | None = None) -> Argu
     model_args, data_args, output_args, training_args = parse(kinds, argv, description, DIGITS_TRAINING)
     try:
         optim_args = validate_optim_args(training_args)
+        check_processes(training_args.world_size)
     except ValueError as error:
         fail(" ".join(str(error).split()))
     return Arguments(model_args, data_args, output_args, training_args, optim_args)

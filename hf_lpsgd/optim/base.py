@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, overload
 
 import torch
@@ -12,7 +13,7 @@ from torch.optim.optimizer import ParamsT
 
 from .functional import check_fused
 from .kernels.tensors import PLAIN_TENSOR_TYPES
-from .options import LR, P_MAX, Number, P, Switch
+from .options import FOREACH, FUSED, LR, P_MAX, Number, P, Switch
 
 
 class LpOptimizer(Optimizer):
@@ -35,11 +36,7 @@ class LpOptimizer(Optimizer):
                 group[option.name] = value
         if "p" in group:
             group["p"] = P.check(group["p"], where)
-        if group["fused"] and group["foreach"]:
-            raise ValueError(
-                f"Invalid fused{where}: True, with foreach=True. Only one of them can be True; leave both None, and "
-                "the best implementation available will be used."
-            )
+        _check_implementation(group, where)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group, with its own values of any of the constructor's options.
@@ -86,6 +83,7 @@ class LpOptimizer(Optimizer):
                     f"The state holds no {' and no '.join(missing)} and so is not one of {type(self).__name__}: "
                     "load a checkpoint that the same optimizer wrote."
                 )
+            self._check_owner(group)
             group.setdefault("p", group["p_max"])
             group.setdefault("maximize", False)
             for name in ("foreach", "fused"):
@@ -94,7 +92,52 @@ class LpOptimizer(Optimizer):
             for option in (*numbers, P):
                 if option is not LR:  # which the LR scheduler sets
                     option.check(group[option.name], " in the loaded state")
+        replaced = self._replaced_options(present, state.get("param_groups", ()))
+        # Accelerate loads an optimizer's own state into it, which is no resume.
+        is_resume = any(
+            bool(before.get(name) != value)
+            for before, after in zip(present, state.get("param_groups", ()), strict=False)
+            for name, value in after.items()
+            if name != "params"
+        )
         super().__setstate__(state)
+        if is_resume:
+            first = self.param_groups[0]
+            self._loaded_p = (float(first["p"]), float(first["p_max"]))
+        if replaced:
+            warnings.warn(
+                f"The loaded state replaces options of this {type(self).__name__}: {', '.join(replaced)}. To change "
+                "them on purpose, set them in optimizer.param_groups after loading, or start a new run from the "
+                "weights of the checkpoint.",
+                stacklevel=4,
+            )
+
+    def _check_owner(self, group: dict[str, Any]) -> None:
+        """Fail where a loaded group has an option of another class, and so is that class's."""
+        for other in _subclasses(LpOptimizer):
+            foreign = [option.name for option in other.options if option.name not in {o.name for o in self.options}]
+            held = [name for name in foreign if name in group]
+            if held:
+                raise ValueError(
+                    f"The state holds {' and '.join(held)} and so is one of {other.__name__}, not of "
+                    f"{type(self).__name__}: load a checkpoint that the same optimizer wrote."
+                )
+
+    def _replaced_options(self, present: Sequence[dict[str, Any]], loaded: Sequence[dict[str, Any]]) -> list[str]:
+        """In words, each option whose value in a loaded group differs from the one in force so far."""
+        names = [option.name for option in self.options if option not in (LR, FOREACH, FUSED)]
+        words: dict[str, None] = {}
+        for before, after in zip(present, loaded, strict=False):
+            for name in (*names, "initial_lr"):
+                if name in before and name in after and before[name] != after[name]:
+                    shown = "lr (initial_lr)" if name == "initial_lr" else name
+                    words[f"{shown} is {_shown(after[name])}, not {_shown(before[name])} as asked for"] = None
+        return list(words)
+
+    def _take_loaded_p(self) -> tuple[float, float] | None:
+        """The first group's p and p_max as last loaded, for whoever asks first; then None."""
+        loaded: tuple[float, float] | None = self.__dict__.pop("_loaded_p", None)
+        return loaded
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -108,7 +151,8 @@ class LpOptimizer(Optimizer):
 
         Raises:
             ValueError: a gradient is sparse, or a plain tensor where the parameter is a DTensor, or `fused` is True
-                and a parameter was moved to a device without a fused implementation; no parameter was changed.
+                and a parameter is on a device without a fused implementation, or an option that was changed in a
+                param group is out of range; no parameter was changed.
         """
         loss = None
         if closure is not None:
@@ -122,6 +166,8 @@ class LpOptimizer(Optimizer):
 
     def _with_gradients(self, group: dict[str, Any]) -> tuple[dict[str, Any], list[Tensor], list[Tensor]]:
         params, grads = [], []
+        if not torch.compiler.is_compiling():
+            self._check_options_in_force(group)
         for index, param in enumerate(group["params"]):
             grad = param.grad
             if grad is None:
@@ -137,14 +183,44 @@ class LpOptimizer(Optimizer):
                     "with torch.distributed.tensor.distribute_tensor."
                 )
             if group["fused"]:
-                check_fused(param.device)
+                check_fused(param.device, at_step=True)
             params.append(param)
             grads.append(grad)
         return group, params, grads
 
+    def _check_options_in_force(self, group: dict[str, Any]) -> None:
+        """Check what anyone may have written into a group since it was added."""
+        for option in (*self.options, P):
+            value = group[option.name]
+            if isinstance(value, Tensor):
+                if value.numel() == 1:  # reading it would wait for its device
+                    continue
+            elif option is LR:  # an LR scheduler's rounding may leave it just below 0
+                continue
+            option.check(value, " in a param group")
+        _check_implementation(group, " in a param group")
+
     def _update_group(self, params: list[Tensor], grads: list[Tensor], **hyper: Any) -> None:
         """Make the step of one param group, given `p` and all of `options` except `p_max`."""
         raise NotImplementedError(f"{type(self).__name__} does not say how to update a param group")
+
+
+def _check_implementation(group: dict[str, Any], where: str) -> None:
+    if group["fused"] and group["foreach"]:
+        raise ValueError(
+            f"Invalid fused{where}: True, with foreach=True. Only one of them can be True; leave both None, and "
+            "the best implementation available will be used."
+        )
+
+
+def _subclasses(cls: type[LpOptimizer]) -> Iterator[type[LpOptimizer]]:
+    for child in cls.__subclasses__():
+        yield child
+        yield from _subclasses(child)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _describe(group: dict[str, Any], index: int) -> str:

@@ -108,12 +108,12 @@ def default_implementation(device: torch.device) -> tuple[Implementation, str | 
     return "foreach" if device.type in _FOREACH_DEVICES else "single", reason
 
 
-def check_fused(device: torch.device, where: str = "") -> None:
+def check_fused(device: torch.device, where: str = "", *, at_step: bool = False) -> None:
     """Fail where `fused=True` was asked for and tensors are on a device that has no fused implementation.
 
-    Tensors on the device `meta` may be moved later, so they are let pass.
+    Tensors on the device `meta` may be moved later, so they are let pass, but not `at_step`.
     """
-    reason = None if device.type == "meta" else why_not_fused(device)
+    reason = None if device.type == "meta" and not at_step else why_not_fused(device)
     if reason is not None:
         raise ValueError(
             f"Invalid fused{where}: True. The fused implementation cannot be used: {reason}; or leave fused=None, and "
@@ -131,7 +131,7 @@ def _update(
         by_kind.setdefault(kind, []).append(triple)
     if fused:
         for device, _ in by_kind:
-            check_fused(device)
+            check_fused(device, at_step=True)
     for (device, dtypes), of_kind in by_kind.items():
         rest = [local(triple) for triple in of_kind]
         if fused or (fused is None and foreach is None and _is_fused_by_default(device)):

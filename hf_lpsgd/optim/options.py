@@ -128,4 +128,6 @@ def check_count(name: str, value: Any, low: int, why: str, *, optional: bool = F
 
 def invalid(name: str, value: Any, allowed: str) -> ValueError:
     """The error for a value that an option cannot take."""
+    if isinstance(value, torch.Tensor) and value.numel() != 1:
+        return ValueError(f"Invalid {name}: a tensor of {value.numel()} elements. It must be {allowed}, not several.")
     return ValueError(f"Invalid {name}: {value!r}. It must be {allowed}.")

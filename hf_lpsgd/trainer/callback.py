@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, cast
 
+from accelerate.state import AcceleratorState
 from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
+from ..lr_schedulers import unwrap_scheduler
 from ..optim.base import LpOptimizer
-from ..schedules import current_tie, tie_p_schedule, unwrap_optimizer
+from ..processes import check_processes, engine_left_out
+from ..schedules import Granularity, PSchedule, PScheduleTie, current_tie, tie_p_schedule, unwrap_optimizer
 from .deepspeed import fit_deepspeed_config
 from .optim_args import name_of, validate_optim_args
 
 logger = logging.getLogger(__name__)
+
+# What a checkpoint tells of the tie, under the name of the flag or of the key of optim_args that sets it.
+_TOLD = {
+    "p_schedule": "schedule",
+    "p_granularity": "granularity",
+    "the length of the run in steps": "num_training_steps",
+    "the warm-up in steps": "num_warmup_steps",
+}
 
 
 class LpScheduleCallback(TrainerCallback):
@@ -40,39 +51,60 @@ class LpScheduleCallback(TrainerCallback):
     ) -> None:
         base = unwrap_optimizer(optimizer)
         parsed = validate_optim_args(args)
-        if parsed is None:
-            if isinstance(base, LpOptimizer) and current_tie(base) is None:
-                logger.warning(
-                    "The %s given to this Trainer has no p schedule, so p stays at p_max. "
-                    "Choose the optimizer by --optim, or call hf_lpsgd.tie_p_schedule.",
-                    type(base).__name__,
-                )
-            return
         if not isinstance(base, LpOptimizer):
+            if parsed is None:
+                return
             raise ValueError(
                 f"--optim {name_of(args.optim)} was asked for, but the Trainer trains with {type(base).__name__}, "
                 "which has no p. Do not give the Trainer an optimizer of its own, neither as an object nor in a "
                 "DeepSpeed config."
             )
+        check_processes(args.world_size)
+        in_use = AcceleratorState().distributed_type.value
+        left_out = engine_left_out(in_use)
+        if left_out is not None and state.is_world_process_zero:
+            logger.warning(
+                "The launcher asked for %s, and this run trains with %s: Accelerate leaves %s out on a CPU. The step "
+                "is the same; the memory per process is not.",
+                left_out,
+                in_use,
+                left_out,
+            )
+
+        def tie_to_the_trainer(schedule: PSchedule, granularity: Granularity) -> PScheduleTie:
+            by_epochs = granularity == "epoch" and schedule != "constant"
+            tie = tie_p_schedule(
+                base,
+                lr_scheduler,
+                schedule,
+                num_training_steps=state.max_steps,
+                num_warmup_steps=args.get_warmup_steps(state.max_steps),
+                granularity=granularity,
+                steps_per_epoch=_update_steps_per_epoch(args, train_dataloader) if by_epochs else None,
+            )
+            tie.by_trainer = True
+            return tie
+
         tie = current_tie(base)
         if tie is not None and not tie.by_trainer:
+            _check_users_tie(tie, lr_scheduler)
+            if parsed is not None:
+                logger.warning(
+                    "Keeping the p schedule already attached; ignoring p_schedule=%s of --optim_args.",
+                    parsed.p_schedule,
+                )
+        elif parsed is not None:
+            tie = tie_to_the_trainer(parsed.p_schedule, parsed.p_granularity)
+        elif tie is not None:  # the optimizer of an earlier Trainer, which tied it
+            tie = tie_to_the_trainer(tie.schedule, tie.granularity)
+        else:
             logger.warning(
-                "Keeping the p schedule already attached; ignoring p_schedule=%s of --optim_args.", parsed.p_schedule
+                "The %s given to this Trainer has no p schedule, so p stays at p_max. "
+                "Choose the optimizer by --optim, or call hf_lpsgd.tie_p_schedule.",
+                type(base).__name__,
             )
-            return
-        steps_per_epoch = None
-        if parsed.p_granularity == "epoch" and parsed.p_schedule != "constant":
-            steps_per_epoch = _update_steps_per_epoch(args, train_dataloader)
-        tie = tie_p_schedule(
-            base,
-            lr_scheduler,
-            parsed.p_schedule,
-            num_training_steps=state.max_steps,
-            num_warmup_steps=args.get_warmup_steps(state.max_steps),
-            granularity=parsed.p_granularity,
-            steps_per_epoch=steps_per_epoch,
-        )
-        tie.by_trainer = True
+        if tie is not None:
+            _compare_with_checkpoint(tie, base, state)
 
     def on_log(
         self,
@@ -90,6 +122,40 @@ class LpScheduleCallback(TrainerCallback):
         # The Trainer has already put a copy of the logs into its history.
         if state.log_history and "learning_rate" in state.log_history[-1]:
             state.log_history[-1]["p"] = logs["p"]
+
+
+def _check_users_tie(tie: PScheduleTie, lr_scheduler: Any) -> None:
+    if not tie.is_moved_by(lr_scheduler):
+        raise ValueError(
+            f"p is tied to a {type(tie.lr_scheduler).__name__} that this Trainer does not step, so p would never "
+            f"move: the Trainer steps a {type(unwrap_scheduler(lr_scheduler)).__name__} of its own. Give it both, as "
+            "optimizers=(optimizer, lr_scheduler), or leave out tie_p_schedule and choose --optim and --optim_args."
+        )
+
+
+def _compare_with_checkpoint(tie: PScheduleTie, optimizer: LpOptimizer, state: TrainerState) -> None:
+    """Leave in the Trainer's state what its checkpoints are to tell, and warn where the one loaded tells otherwise."""
+    name = LpScheduleCallback.__name__
+    now = {attribute: getattr(tie, attribute) for attribute in _TOLD.values()}
+    states = cast("dict[str, Any]", state.stateful_callbacks)
+    saved = states.get(name) if state.global_step > 0 else None
+    states[name] = {"args": {}, "attributes": now}
+    before = saved["attributes"] if isinstance(saved, dict) and isinstance(saved.get("attributes"), dict) else {}
+    changed = [
+        f"{told} is {now[attribute]}, and was {before[attribute]}"
+        for told, attribute in _TOLD.items()
+        if attribute in before and before[attribute] != now[attribute]
+    ]
+    loaded = optimizer._take_loaded_p() if before else None
+    if changed:
+        course = f", and p goes from {loaded[0]:.4g} to {tie.get_p()[0]:.4g} at once" if loaded else ""
+        logger.warning(
+            "The checkpoint was written by a run with another course of p: %s%s. What is asked for now is in force. "
+            "To go on as that run would, give its values; to train on with new ones, start a new run from the "
+            "weights of the checkpoint.",
+            "; ".join(changed),
+            course,
+        )
 
 
 def _update_steps_per_epoch(args: TrainingArguments, train_dataloader: Any) -> int:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from numbers import Real
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -14,6 +16,7 @@ from torch.optim import Optimizer
 from ..optim import OPTIMIZERS, OptimizerRecord
 from ..optim.functional import check_fused
 from ..optim.options import LR, WEIGHT_DECAY, Number, Option, Switch, invalid
+from ..processes import check_processes
 from ..schedules import P_GRANULARITY, P_SCHEDULE, Granularity, PSchedule, check_schedule
 
 if TYPE_CHECKING:
@@ -40,18 +43,41 @@ class OptimArgs:
     p_granularity: Granularity = "step"
 
     @classmethod
-    def parse(cls, optim: str, text: str | None) -> OptimArgs:
-        """Read `text`, a comma-separated list of `key=value`, for the optimizer `optim`.
+    def parse(cls, optim: str, optim_args: str | Mapping[str, Any] | None) -> OptimArgs:
+        """Read `optim_args`, a comma-separated list of `key=value` or a mapping, for the optimizer `optim`.
 
         The same text is parsed once. A mistake in it is a ValueError of one line.
         """
-        parsed = _parse(OPTIMIZERS[optim], text or "")
+        parsed = _parse(OPTIMIZERS[optim], as_text(optim, optim_args))
         return replace(parsed, optimizer_kwargs=dict(parsed.optimizer_kwargs))  # the first result stays as it is
 
 
 def name_of(choice: Any) -> str:
     """The name on the command line of a choice in training arguments, which is text or a member of an enum."""
     return str(getattr(choice, "value", choice))
+
+
+def as_text(optim: str, optim_args: Any) -> str:
+    """`optim_args` in the form of the command line, as transformers reads it; None is the empty text.
+
+    Raises:
+        ValueError: it is neither text nor a mapping.
+    """
+    if optim_args is None or isinstance(optim_args, str):
+        return optim_args or ""
+    if isinstance(optim_args, Mapping):
+        for key, value in optim_args.items():
+            if not isinstance(value, str | Real | None) or "," in str(value):
+                raise invalid(f"{key} in optim_args", value, "a number, a name, True, False or None")
+        return ",".join(f"{key}={_written(value)}" for key, value in optim_args.items())
+    raise ValueError(
+        f"Invalid optim_args for {optim}: {optim_args!r}. It must be text, as in 'p_max=20,p_schedule=cosine', or a "
+        "mapping, as in {'p_max': 20, 'p_schedule': 'cosine'}."
+    )
+
+
+def _written(value: Any) -> str:
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def validate_optim_args(args: TrainingArguments) -> OptimArgs | None:
@@ -61,17 +87,21 @@ def validate_optim_args(args: TrainingArguments) -> OptimArgs | None:
     before data and model are loaded.
 
     Args:
-        args: training arguments. Those of other optimizers are not checked.
+        args: training arguments. Those of other optimizers are not checked. Where `args.optim_args` is a mapping, as
+            in a JSON or YAML file, it becomes text, which is what transformers reads.
 
     Returns:
         The parsed `args.optim_args`, or None for other optimizers.
 
     Raises:
-        ValueError: names the key, the value and what is allowed.
+        ValueError: names the key, the value and what is allowed; or a launcher started more processes than would
+            train together.
     """
     optim = name_of(getattr(args, "optim", None))
     if optim not in OPTIMIZERS:
         return None
+    if args.optim_args is not None:
+        args.optim_args = as_text(optim, args.optim_args)
     parsed = OptimArgs.parse(optim, args.optim_args)
     for option, value in ((LR, args.learning_rate), (WEIGHT_DECAY, args.weight_decay)):
         option.check(value, f" ({option.trainer_flag})")
@@ -81,6 +111,7 @@ def validate_optim_args(args: TrainingArguments) -> OptimArgs | None:
     lr_scheduler = name_of(args.lr_scheduler_type)
     shown = _COUNT_EVALUATIONS.get(lr_scheduler, lr_scheduler)
     check_schedule(parsed.p_schedule, parsed.p_granularity, shown, lr_scheduler in _COUNT_EVALUATIONS)
+    check_processes(args.world_size)
     return parsed
 
 

@@ -12,7 +12,7 @@ from accelerate.state import PartialState
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments, ViTConfig, ViTForImageClassification
 
-import hf_lpsgd  # noqa: F401
+from hf_lpsgd import LPSGDM, tie_p_schedule
 
 CLASSES = 4
 DEFAULTS = {
@@ -151,6 +151,42 @@ def full_weight(parameter):
 
         return safe_get_full_fp32_param(parameter).clone()
     return parameter.detach().clone()
+
+
+def step_with_zero_redundancy_optimizer(spec, folder):
+    """Train with torch's ZeroRedundancyOptimizer around LPSGDM, and with LPSGDM alone, by DDP."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+    from torch.nn.parallel import DistributedDataParallel
+
+    PartialState(backend="gloo", cpu=True)
+    result = {"world_size": torch.distributed.get_world_size()}
+    weights = {}
+    for name in ("alone", "sharded"):
+        torch.manual_seed(0)
+        layers = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+        model = DistributedDataParallel(layers)
+        options = {"lr": 0.01, "p_max": 20.0}
+        if name == "alone":
+            optimizer = LPSGDM(model.parameters(), **options)
+        else:
+            optimizer = ZeroRedundancyOptimizer(model.parameters(), optimizer_class=LPSGDM, **options)
+        scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, spec["steps"])
+        tie = tie_p_schedule(optimizer, scheduler, spec["schedule"], num_training_steps=spec["steps"])
+        result["tied"] = type(tie.optimizer).__name__
+        ps = result.setdefault(f"p_{name}", [])
+        for step in range(spec["steps"]):
+            generator = torch.Generator().manual_seed(step * 2 + torch.distributed.get_rank())
+            optimizer.zero_grad()
+            model(torch.randn(16, 4, generator=generator)).square().mean().backward()
+            optimizer.step()
+            scheduler.step()
+            ps.append(optimizer.param_groups[0]["p"])
+        elements = sum(state["momentum_buffer"].numel() for state in tie.optimizer.state.values())
+        result[f"momentum_{name}"] = elements
+        weights |= {f"{name}.{key}": weight.detach() for key, weight in layers.named_parameters()}
+    if torch.distributed.get_rank() == 0:
+        (folder / "result.json").write_text(json.dumps(result))
+        torch.save(weights, folder / "weights.pt")
 
 
 def run_script(spec, folder):

@@ -132,10 +132,13 @@ def test_the_fused_kernel_is_not_used_where_another_is_asked_for(cls, options, k
     assert not torch.equal(param, torch.ones(5))
 
 
-def test_fused_parameters_on_the_meta_device_make_a_step_of_no_effect():
+def test_fused_parameters_left_on_the_meta_device_are_refused_at_the_step():
     param = torch.ones(3, device="meta", requires_grad=True)
     optimizer = LPSGDM([param], fused=True)
     param.grad = torch.ones_like(param)
+    with pytest.raises(ValueError, match="none for the device meta, only for cpu and cuda"):
+        optimizer.step()
+    optimizer.param_groups[0]["fused"] = None
     optimizer.step()
     assert optimizer.state[param]["momentum_buffer"].is_meta
 

@@ -1,5 +1,9 @@
+import json
+from types import MappingProxyType
+
+import numpy as np
 import pytest
-from transformers import TrainingArguments
+from transformers import HfArgumentParser, TrainingArguments
 
 from hf_lpsgd import LPSGD, LPSGDM
 from hf_lpsgd.optim import functional
@@ -127,3 +131,54 @@ def test_what_was_parsed_cannot_be_changed_for_a_later_trainer():
     assert OptimArgs.parse("lpsgdm", "p_max=20").optimizer_kwargs == {"p_max": 20.0}
     with pytest.raises(AttributeError):
         OptimArgs.parse("lpsgdm", "p_max=20").p_schedule = "lr"
+
+
+@pytest.mark.parametrize(
+    "mapping",
+    [
+        {"p_max": 6, "momentum": 0.8, "eps": 1e-06, "p_schedule": "linear", "fused": None, "foreach": False},
+        {"p_max": "6", "momentum": "0.8", "eps": "1e-06", "p_schedule": "linear", "fused": "none", "foreach": "false"},
+        MappingProxyType({"p_max": np.float32(6), "momentum": 0.8, "eps": 1e-06, "p_schedule": "linear"}),
+    ],
+)
+def test_optim_args_may_be_a_mapping_of_typed_values(mapping, make_trainer):
+    trainer = make_trainer(optim_args=mapping, max_steps=4)
+    trainer.train()
+    group = trainer.optimizer.param_groups[0]
+    assert [group[name] for name in ("p_max", "momentum", "eps")] == [6.0, 0.8, 1e-6]
+    assert [entry["p"] for entry in trainer.state.log_history if "p" in entry] == pytest.approx([6, 14 / 3, 10 / 3, 2])
+    assert trainer.args.optim_args.startswith("p_max=6")  # text, which logs and cards can show
+    assert isinstance(trainer.args.to_json_string(), str)
+
+
+@pytest.mark.parametrize("kind", ["json", "yaml"])
+def test_optim_args_may_be_a_mapping_in_a_file_of_arguments(kind, tmp_path):
+    file = tmp_path / f"arguments.{kind}"
+    values = {"output_dir": str(tmp_path / "out"), "optim": "lpsgdm", "optim_args": {"p_max": 6, "fused": False}}
+    file.write_text(json.dumps(values))  # which is YAML too
+    parser = HfArgumentParser(TrainingArguments)
+    (args,) = (parser.parse_json_file if kind == "json" else parser.parse_yaml_file)(str(file))
+    assert validate_optim_args(args).optimizer_kwargs == {"p_max": 6.0, "fused": False}
+
+
+@pytest.mark.parametrize(
+    ("optim_args", "message"),
+    [
+        (["p_max=6"], "Invalid optim_args for lpsgdm: ['p_max=6']. It must be text, as in 'p_max=20,p_sch"),
+        (6, "Invalid optim_args for lpsgdm: 6. It must be text"),
+        (0, "Invalid optim_args for lpsgdm: 0. It must be text"),
+        ({"p_max": [6, 7]}, "Invalid p_max in optim_args: [6, 7]. It must be a number, a name, True, False or None."),
+        ({"p_max": "6,momentum=0.5"}, "Invalid p_max in optim_args: '6,momentum=0.5'"),
+        ({"p_max": 1.5}, "Invalid p_max in optim_args: 1.5. It must be a finite number of at least 2"),
+        ({"p_max": True}, "Invalid p_max in optim_args: 'true'. It must be a finite number of at least 2"),
+        ({"p_max": None}, "Invalid p_max in optim_args: 'none'. It must be a finite number of at least 2"),
+        ({"fused": 1}, "Invalid fused in optim_args: '1'. It must be one of true, false, none"),
+        ({"pmax": 6}, "'pmax=6' has no known key. Did you mean p_max?"),
+        ({3: 6}, "'3=6' has no known key."),
+    ],
+)
+def test_optim_args_of_another_kind_and_bad_mappings_are_told_in_one_line(optim_args, message, make_trainer):
+    with pytest.raises(ValueError, match="optim_args") as caught:
+        make_trainer(optim_args=optim_args)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,241 @@
+"""What a tie notices in any loop: an LR scheduler that does not move, groups of other peaks, a loaded state."""
+
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.optim import lr_scheduler as torch_schedulers
+from torch.optim.swa_utils import SWALR
+
+from hf_lpsgd import LPSGDM, tie_p_schedule
+from hf_lpsgd.schedules import annealed_p, unwrap_optimizer
+
+STEPS, P_MAX = 40, 20.0
+NOT_MOVED = "has not moved for 5 optimizer steps"
+
+
+def make_optimizer(groups=1, **options):
+    params = [{"params": [torch.ones(3, requires_grad=True)]} for _ in range(groups)]
+    return LPSGDM(params, **{"lr": 0.1, "p_max": P_MAX, **options})
+
+
+def linear(optimizer, steps=STEPS):
+    return torch_schedulers.LambdaLR(optimizer, lambda step: 1 - step / steps)
+
+
+def step(optimizer):
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            param.grad = torch.ones_like(param)
+    optimizer.step()
+
+
+def messages(caught):
+    return [str(warning.message) for warning in caught if "p " in str(warning.message)]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "lr"])
+def test_an_lr_scheduler_that_nobody_steps_is_told_once(schedule):
+    optimizer = make_optimizer()
+    tie_p_schedule(optimizer, linear(optimizer), schedule, num_training_steps=STEPS)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(5):
+            step(optimizer)
+        assert not messages(caught)
+        for _ in range(20):
+            step(optimizer)
+    (message,) = messages(caught)
+    assert f"p is tied to a LambdaLR that {NOT_MOVED}, and stays at 20." in message
+    assert "steps_per_epoch=1" in message
+
+
+def test_an_lr_scheduler_that_another_replaces_in_the_middle_is_told():
+    optimizer = make_optimizer()
+    scheduler = linear(optimizer)
+    tie_p_schedule(optimizer, scheduler, num_training_steps=STEPS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(STEPS // 2):
+            step(optimizer)
+            scheduler.step()
+    averaging = SWALR(optimizer, swa_lr=0.05)
+    for _ in range(5):
+        step(optimizer)
+        averaging.step()
+    with pytest.warns(UserWarning, match=NOT_MOVED):
+        step(optimizer)
+
+
+def test_p_that_follows_the_learning_rate_of_the_scheduler_that_took_over_is_not_told():
+    optimizer = make_optimizer()
+    tie_p_schedule(optimizer, linear(optimizer), "lr")
+    other = linear(optimizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(STEPS - 1):
+            step(optimizer)
+            other.step()
+    assert optimizer.param_groups[0]["p"] < 3
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (linear, {"schedule": "constant"}),
+        (linear, {"schedule": "cosine", "steps_per_epoch": 1}),
+        (linear, {"schedule": "cosine", "granularity": "epoch", "steps_per_epoch": 1}),
+        (linear, {"schedule": "lr", "steps_per_epoch": 1}),
+        (torch_schedulers.ReduceLROnPlateau, {"schedule": "lr"}),
+    ],
+)
+def test_a_scheduler_that_need_not_move_at_each_step_is_not_told(make, options):
+    optimizer = make_optimizer()
+    tie_p_schedule(optimizer, make(optimizer), num_training_steps=STEPS, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(30):
+            step(optimizer)
+
+
+def test_an_engine_that_steps_its_many_groups_one_by_one_is_not_taken_for_many_steps():
+    optimizer = make_optimizer(groups=12)
+    scheduler = linear(optimizer)
+    tie_p_schedule(optimizer, scheduler, num_training_steps=STEPS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            every = optimizer.param_groups
+            for group in every:  # as DeepSpeed's ZeRO-1 and ZeRO-2 do
+                optimizer.param_groups = [group]
+                step(optimizer)
+            optimizer.param_groups = every
+            scheduler.step()
+
+
+def test_groups_that_are_stepped_one_by_one_keep_their_own_peaks():
+    optimizer = make_optimizer(groups=2)
+    optimizer.param_groups[1]["lr"] = 0.01
+    scheduler = SimpleNamespace(last_epoch=0, max_lrs=[0.1, 0.01])
+    tie_p_schedule(optimizer, scheduler, "lr")
+    optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = 0.05, 0.005
+    every = optimizer.param_groups
+    for group in every:
+        optimizer.param_groups = [group]
+        step(optimizer)
+    assert [group["p"] for group in every] == pytest.approx([11.0, 11.0])
+
+
+def test_a_group_that_is_added_later_has_p_max_at_the_rate_that_it_is_added_with():
+    optimizer = make_optimizer()
+    scheduler = torch_schedulers.ExponentialLR(optimizer, 0.5)
+    tie_p_schedule(optimizer, scheduler, "lr")
+    step(optimizer)
+    scheduler.step()
+    optimizer.add_param_group({"params": [torch.ones(2, requires_grad=True)], "lr": 0.01})
+    step(optimizer)
+    assert [group["p"] for group in optimizer.param_groups] == pytest.approx([11.0, 20.0])
+    optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = 0.025, 0.005
+    step(optimizer)
+    assert [group["p"] for group in optimizer.param_groups] == pytest.approx([6.5, 11.0])
+    assert optimizer.state_dict()["param_groups"][1]["initial_lr"] == 0.01  # so that a resumed run knows it
+
+
+def test_a_group_added_after_one_cycle_began_has_a_peak_too():
+    optimizer = make_optimizer()
+    tie = tie_p_schedule(optimizer, torch_schedulers.OneCycleLR(optimizer, max_lr=0.1, total_steps=STEPS), "lr")
+    optimizer.add_param_group({"params": [torch.ones(2, requires_grad=True)], "lr": 0.01})
+    assert tie.get_p()[1] == 20.0
+
+
+class TimmScheduler:
+    """As timm's schedulers: no torch scheduler, and what they set is multiplied by the group's `lr_scale`."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        self.step_update(0)
+
+    def step_update(self, num_updates):
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * (1 - num_updates / STEPS) * group.get("lr_scale", 1.0)
+
+
+def test_groups_with_a_layerwise_lr_scale_reach_p_max_under_a_scheduler_that_applies_it():
+    optimizer = make_optimizer(groups=2)
+    optimizer.param_groups[1]["lr_scale"] = 0.1
+    scheduler = TimmScheduler(optimizer)
+    tie_p_schedule(optimizer, scheduler, "lr")
+    assert [group["p"] for group in optimizer.param_groups] == [20.0, 20.0]
+    scheduler.step_update(STEPS // 2)
+    step(optimizer)
+    assert [group["p"] for group in optimizer.param_groups] == pytest.approx([11.0, 11.0])
+
+
+def test_a_scheduler_of_torch_does_not_know_lr_scale():
+    optimizer = make_optimizer()
+    optimizer.param_groups[0]["lr_scale"] = 0.1
+    scheduler = linear(optimizer)
+    tie_p_schedule(optimizer, scheduler, "lr")
+    for _ in range(STEPS // 2):
+        step(optimizer)
+        scheduler.step()
+    step(optimizer)
+    assert optimizer.param_groups[0]["p"] == pytest.approx(11.0)
+
+
+def test_wrappers_that_hold_the_optimizer_under_other_names_are_seen_through():
+    optimizer = make_optimizer()
+    wrapped = SimpleNamespace(optimizer=SimpleNamespace(optim=SimpleNamespace(base_optimizer=optimizer)))
+    assert unwrap_optimizer(wrapped) is optimizer
+
+
+def saved_in_the_middle(schedule="cosine", at=STEPS // 2):
+    optimizer = make_optimizer()
+    scheduler = linear(optimizer)
+    tie_p_schedule(optimizer, scheduler, schedule, num_training_steps=STEPS)
+    for _ in range(at):
+        step(optimizer)
+        scheduler.step()
+    return optimizer.state_dict(), scheduler.state_dict()
+
+
+def resume(states, schedule="cosine", steps=STEPS, load_scheduler=True, tie_first=True):
+    optimizer = make_optimizer()
+    scheduler = linear(optimizer)
+    if tie_first:
+        tie_p_schedule(optimizer, scheduler, schedule, num_training_steps=steps)
+    optimizer.load_state_dict(states[0])
+    if load_scheduler:
+        scheduler.load_state_dict(states[1])
+    if not tie_first:
+        tie_p_schedule(optimizer, scheduler, schedule, num_training_steps=steps)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        step(optimizer)
+        step(optimizer)
+    return messages(caught)
+
+
+@pytest.mark.parametrize("tie_first", [True, False])
+def test_a_state_loaded_under_another_horizon_schedule_or_without_its_scheduler_is_told(tie_first):
+    states = saved_in_the_middle(at=STEPS)
+    assert states[0]["param_groups"][0]["p"] == 2.0
+    (longer,) = resume(states, steps=2 * STEPS, tie_first=tie_first)
+    now = annealed_p("cosine", P_MAX, STEPS, 2 * STEPS)
+    assert f"p goes from 2 in the loaded state to {now:.4g}: the p schedule 'cosine' over 80 steps is not" in longer
+    (shorter,) = resume(saved_in_the_middle(), steps=STEPS // 2, tie_first=tie_first)
+    assert "to 2: the p schedule 'cosine' over 20 steps" in shorter
+    (constant,) = resume(states, "constant", tie_first=tie_first)
+    assert "to 20: the p schedule 'constant'" in constant
+    (forgotten,) = resume(states, load_scheduler=False, tie_first=tie_first)
+    assert "its LR scheduler was not loaded with it" in forgotten
+
+
+@pytest.mark.parametrize("tie_first", [True, False])
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "lr", "constant"])
+@pytest.mark.parametrize("at", [1, STEPS // 2, STEPS - 1])
+def test_a_state_that_goes_on_under_its_own_schedule_is_not_told(at, schedule, tie_first):
+    assert resume(saved_in_the_middle(schedule, at), schedule, tie_first=tie_first) == []

@@ -1,0 +1,209 @@
+"""What the Trainer's callback notices: ties to other schedulers, optimizers of others, options not in force."""
+
+import json
+import logging
+import os
+import re
+
+import pytest
+import torch
+from trainer_model import TinyModel
+from transformers import Trainer, TrainerCallback
+
+import hf_lpsgd.trainer.callback
+from hf_lpsgd import LPSGDM, tie_p_schedule
+from hf_lpsgd.schedules import annealed_p, unwrap_optimizer
+
+P_MAX = 20.0
+LOGGER = hf_lpsgd.trainer.callback.__name__
+
+
+def cosine(steps, p_max=P_MAX):
+    return pytest.approx([annealed_p("cosine", p_max, index, steps) for index in range(steps)])
+
+
+def logged(trainer):
+    return [entry["p"] for entry in trainer.state.log_history if "learning_rate" in entry]
+
+
+def tied_by_the_user(steps=10, schedule="cosine"):
+    model = TinyModel()
+    optimizer = LPSGDM(model.parameters(), lr=0.01, p_max=P_MAX)
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, steps)
+    tie_p_schedule(optimizer, scheduler, schedule, num_training_steps=steps)
+    return model, optimizer, scheduler
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "lpsgdm"])
+@pytest.mark.parametrize("schedule", ["cosine", "lr"])
+def test_p_tied_to_a_scheduler_that_the_trainer_does_not_step_is_refused_before_training(
+    schedule, optim, make_trainer
+):
+    model, optimizer, _ = tied_by_the_user(schedule=schedule)
+    trainer = make_trainer(model=model, optim=optim, optimizers=(optimizer, None), max_steps=10)
+    message = r"p is tied to a LinearLR that this Trainer does not step.*optimizers=\(optimizer, lr_scheduler\)"
+    with pytest.raises(ValueError, match=message) as error:
+        trainer.train()
+    assert "\n" not in str(error.value)
+    assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize("wrap", [lambda scheduler: scheduler, "sequential"])
+def test_p_tied_to_the_scheduler_that_the_trainer_steps_or_to_a_member_of_it_is_let_pass(wrap, make_trainer):
+    model, optimizer, scheduler = tied_by_the_user()
+    if wrap == "sequential":
+        later = torch.optim.lr_scheduler.ConstantLR(optimizer)
+        given = torch.optim.lr_scheduler.SequentialLR(optimizer, [scheduler, later], [100])
+    else:
+        given = wrap(scheduler)
+    trainer = make_trainer(model=model, optim="adamw_torch", optimizers=(optimizer, given), max_steps=10)
+    trainer.train()
+    assert logged(trainer) == cosine(10)
+
+
+def test_a_constant_p_needs_no_scheduler_of_the_trainer(make_trainer):
+    model, optimizer, _ = tied_by_the_user(schedule="constant")
+    trainer = make_trainer(model=model, optim="adamw_torch", optimizers=(optimizer, None), max_steps=3)
+    trainer.train()
+    assert logged(trainer) == [P_MAX] * 3
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "lpsgdm"])
+def test_a_second_trainer_that_takes_the_optimizer_of_the_first_anneals_p_anew(optim, make_trainer, recwarn):
+    first = make_trainer(optim_args="p_max=20,p_schedule=linear", max_steps=6)
+    first.train()
+    optimizer = unwrap_optimizer(first.optimizer)
+    assert optimizer.param_groups[0]["p"] == 2.0
+    second = make_trainer(
+        model=first.model,
+        optim=optim,
+        optim_args="p_schedule=linear" if optim == "lpsgdm" else None,
+        optimizers=(optimizer, None),
+        max_steps=9,
+    )
+    second.train()
+    assert not [warning for warning in recwarn if "loaded state" in str(warning.message)]
+    assert logged(second) == pytest.approx([annealed_p("linear", P_MAX, index, 9) for index in range(9)])
+
+
+def test_a_second_training_of_one_trainer_anneals_p_anew(make_trainer):
+    trainer = make_trainer(optim_args="p_max=20", max_steps=6)
+    trainer.train()
+    trainer.train()
+    assert logged(trainer) == cosine(6)
+
+
+class OwnOptimizer(Trainer):
+    """As the Trainers of other libraries do, this one makes its optimizer by itself."""
+
+    def create_optimizer(self, *args, **kwargs):
+        self.optimizer = LPSGDM(self.model.parameters(), lr=0.01, p_max=6)
+        return self.optimizer
+
+
+def test_a_subclass_that_makes_an_optimizer_of_ours_is_tied_and_warned_as_any_other(make_trainer, caplog):
+    tied = make_trainer(trainer_class=OwnOptimizer, optim="lpsgdm", max_steps=6)
+    tied.train()
+    assert logged(tied) == cosine(6, p_max=6)
+    with caplog.at_level(logging.WARNING, LOGGER):
+        untied = make_trainer(trainer_class=OwnOptimizer, optim="adamw_torch", max_steps=6)
+        untied.train()
+    assert logged(untied) == [6.0] * 6
+    assert "has no p schedule, so p stays at p_max" in caplog.text
+
+
+class OtherScheduler(TrainerCallback):
+    """Takes the Trainer's LR scheduler away in the middle of a run."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            self.trainer.lr_scheduler = torch.optim.lr_scheduler.ConstantLR(unwrap_optimizer(self.trainer.optimizer))
+
+
+def test_an_lr_scheduler_that_is_replaced_during_training_is_told(make_trainer):
+    callback = OtherScheduler()
+    trainer = make_trainer(optim_args="p_max=20", max_steps=12, callbacks=[callback])
+    callback.trainer = trainer
+    with pytest.warns(UserWarning, match="p is tied to a LambdaLR that has not moved for 5 optimizer steps"):
+        trainer.train()
+
+
+@pytest.fixture
+def checkpoint(make_trainer, tmp_path):
+    trainer = make_trainer(
+        optim_args="p_max=20,momentum=0.8", weight_decay=0.1, max_steps=10, save_strategy="steps", save_steps=10
+    )
+    trainer.train()
+    return str(tmp_path / "out" / "checkpoint-10")
+
+
+def resumed(make_trainer, checkpoint, **arguments):
+    defaults = {"optim_args": "p_max=20,momentum=0.8", "weight_decay": 0.1, "max_steps": 20}
+    trainer = make_trainer(**{**defaults, **arguments})
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return trainer
+
+
+def test_a_resumed_run_is_told_of_each_option_of_the_course_of_p_that_changed(make_trainer, checkpoint, caplog):
+    with caplog.at_level(logging.WARNING, LOGGER):
+        resumed(make_trainer, checkpoint, optim_args="p_max=20,momentum=0.8,p_schedule=linear", warmup_steps=2)
+    (message,) = [record.getMessage() for record in caplog.records if "course of p" in record.getMessage()]
+    for told in (
+        "p_schedule is linear, and was cosine",
+        "the length of the run in steps is 20, and was 10",
+        "the warm-up in steps is 2, and was 0",
+        "p goes from 2 to 11.53 at once",
+        "start a new run from the weights of the checkpoint",
+    ):
+        assert message.count(told) == 1
+    assert "p_granularity" not in message
+
+
+def test_a_resumed_run_is_told_of_each_option_of_the_optimizer_that_the_checkpoint_replaces(
+    make_trainer, checkpoint, recwarn
+):
+    trainer = resumed(make_trainer, checkpoint, optim_args="p_max=6", weight_decay=0.2)
+    (message,) = [str(warning.message) for warning in recwarn if "replaces options" in str(warning.message)]
+    for told in ("p_max is 20, not 6", "momentum is 0.8, not 0.9", "weight_decay is 0.1, not 0.2"):
+        assert message.count(told) == 1
+    assert unwrap_optimizer(trainer.optimizer).param_groups[0]["p_max"] == 20
+
+
+def test_a_resumed_run_of_the_same_options_is_told_nothing(make_trainer, tmp_path, caplog, recwarn):
+    arguments = {"optim_args": "p_max=20,p_schedule=linear", "max_steps": 10}
+    make_trainer(**arguments, save_strategy="steps", save_steps=5).train()
+    with caplog.at_level(logging.WARNING, LOGGER):
+        trainer = resumed(make_trainer, str(tmp_path / "out" / "checkpoint-5"), **arguments, weight_decay=0.0)
+    assert logged(trainer)[-5:] == pytest.approx([annealed_p("linear", P_MAX, index, 10) for index in range(5, 10)])
+    assert not [record for record in caplog.records if record.name == LOGGER]
+    assert not [warning for warning in recwarn if re.search(r"replaces|loaded state|not moved", str(warning.message))]
+
+
+def test_a_checkpoint_tells_the_course_of_p_and_can_restore_its_callbacks(make_trainer, checkpoint):
+    with open(os.path.join(checkpoint, "trainer_state.json")) as file:
+        told = json.load(file)["stateful_callbacks"]["LpScheduleCallback"]["attributes"]
+    assert told == {"schedule": "cosine", "granularity": "step", "num_training_steps": 10, "num_warmup_steps": 0}
+    trainer = resumed(make_trainer, checkpoint, restore_callback_states_from_checkpoint=True)
+    assert trainer.state.global_step == 20
+
+
+def test_a_checkpoint_that_tells_no_course_of_p_is_checked_by_its_p(make_trainer, checkpoint):
+    path = os.path.join(checkpoint, "trainer_state.json")
+    with open(path) as file:
+        state = json.load(file)
+    del state["stateful_callbacks"]["LpScheduleCallback"]  # as in a checkpoint of 0.1.0
+    with open(path, "w") as file:
+        json.dump(state, file)
+    with pytest.warns(UserWarning, match="p goes from 2 in the loaded state to 10.26: the p schedule 'cosine'"):
+        resumed(make_trainer, checkpoint)
+
+
+def test_a_checkpoint_of_the_other_optimizer_is_refused_in_one_line(make_trainer, checkpoint):
+    with pytest.raises(ValueError, match="The state holds momentum and so is one of LPSGDM, not of LPSGD"):
+        resumed(make_trainer, checkpoint, optim="lpsgd", optim_args=None)
+
+
+def test_a_training_without_p_leaves_nothing_in_its_checkpoints(make_trainer, tmp_path):
+    make_trainer(optim="adamw_torch", max_steps=2, save_strategy="steps", save_steps=2).train()
+    with open(tmp_path / "out" / "checkpoint-2" / "trainer_state.json") as file:
+        assert "LpScheduleCallback" not in json.load(file)["stateful_callbacks"]
