@@ -62,7 +62,10 @@ SHOWCASE = [TRAINER_SCRIPT, "--do_train", "--max_steps", "2", "--output_dir", "o
 CASES = {
     "torchrun, the showcase": (TORCHRUN, [*SHOWCASE, "--optim", "lpsgdm"]),
     "multi_gpu.yaml, the showcase with another optimizer": (by_config("multi_gpu"), [*SHOWCASE, "--optim", "sgd"]),
-    "deepspeed_zero2.yaml, the showcase": (by_config("deepspeed_zero2"), [*SHOWCASE, "--optim", "lpsgdm"]),
+    "deepspeed_zero2.yaml, the showcase": (
+        by_config("deepspeed_zero2"),
+        [Path(__file__).parent / "distributed" / "not_compiling.py", *SHOWCASE, "--optim", "lpsgdm"],
+    ),
     "torchrun, a script of ten lines": (
         TORCHRUN,
         [EXAMPLES / "minimal_trainer.py", "--optim", "lpsgdm", "--max_steps", "2", "--output_dir", "out"],
