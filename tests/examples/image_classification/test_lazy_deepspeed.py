@@ -12,6 +12,7 @@ import pytest
 import torch
 from lazy_deepspeed import import_deepspeed_only_where_used
 from paths import LOOP_SCRIPT, ROOT, TRAINER_SCRIPT
+from snippets import demo_command, words_of
 
 pytestmark = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 
@@ -20,8 +21,7 @@ RUN = f"{TELL}; import runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0
 
 
 def demo_arguments():
-    (text,) = re.findall(r"^DEMO_ARGS \?= ((?:.*\\\n)*.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    return text.replace("\\\n", " ").split()
+    return words_of(demo_command((ROOT / "Makefile").read_text()))[2:]
 
 
 def run(script, *arguments, cwd):
