@@ -86,8 +86,9 @@ def _processes(trainer: Any) -> str:
     if deepspeed is not None:
         return f"{count}, DeepSpeed with ZeRO stage {deepspeed.zero_stage}"
     if getattr(trainer, "is_fsdp_enabled", False) and fsdp is not None:
-        strategy = getattr(fsdp.sharding_strategy, "name", None)
-        return f"{count}, FSDP{getattr(fsdp, 'fsdp_version', 1)}{f' ({strategy})' if strategy else ''}"
+        number = getattr(fsdp, "fsdp_version", 1)
+        strategy = getattr(fsdp.sharding_strategy, "name", None) if number == 1 else None  # of FSDP1 alone
+        return f"{count}, FSDP{number}{f' ({strategy})' if strategy else ''}"
     if count > 1:
         return f"{count}, DDP"
     return f"1, DataParallel on {args.n_gpu} GPUs" if args.n_gpu > 1 else "1"

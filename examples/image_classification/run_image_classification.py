@@ -100,7 +100,8 @@ def delete(checkpoint: Path) -> None:
     try:
         shutil.rmtree(checkpoint)
     except OSError as error:
-        fail(f"--overwrite_output_dir cannot delete {str(checkpoint)!r}: {error.strerror}; name another --output_dir")
+        why = error.strerror or error
+        fail(f"--overwrite_output_dir cannot delete {str(checkpoint)!r}: {why}; name another --output_dir")
 
 
 def run(arguments: Arguments) -> None:

@@ -220,7 +220,11 @@ def test_the_implementation_that_nobody_chose_is_the_one_of_the_device(trainer):
         (2, {}, "2, DDP"),
         (4, {"deepspeed_plugin": SimpleNamespace(zero_stage=3)}, "4, DeepSpeed with ZeRO stage 3"),
         (1, {"deepspeed_plugin": SimpleNamespace(zero_stage=2)}, "1, DeepSpeed with ZeRO stage 2"),
-        (2, {"fsdp_plugin": SimpleNamespace(fsdp_version=2, sharding_strategy=None)}, "2, FSDP2"),
+        (
+            2,
+            {"fsdp_plugin": SimpleNamespace(fsdp_version=2, sharding_strategy=SimpleNamespace(name="FULL_SHARD"))},
+            "2, FSDP2",
+        ),
         (
             2,
             {"fsdp_plugin": SimpleNamespace(sharding_strategy=SimpleNamespace(name="FULL_SHARD"))},

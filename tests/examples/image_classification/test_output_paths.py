@@ -138,3 +138,20 @@ def test_a_cache_that_is_there_need_not_be_writable(place, monkeypatch):
     output_paths.check_cache_folder("--cache_dir", None)
     with pytest.raises(AssertionError):
         output_paths.check_cache_folder("--cache_dir", place / "file")
+
+
+def test_a_checkpoint_that_cannot_be_deleted_is_named(run_example, place):
+    (place / "run").mkdir()
+    (place / "run" / "checkpoint-3").symlink_to(place / "sub")
+    result = run_example("--do_train", "--overwrite_output_dir", folder=place / "run")
+    assert f"error: --overwrite_output_dir cannot delete '{place}/run/checkpoint-3': " in result.answer
+    assert result.answer.endswith("symbolic link; name another --output_dir")
+    assert (place / "sub").is_dir()
+
+
+def test_curves_that_cannot_be_written_do_not_end_the_run(run_example, place):
+    (place / "run" / "training_curves.png").mkdir(parents=True)
+    small = ["--config_overrides", "hidden_size=8,intermediate_size=8,num_attention_heads=1,num_hidden_layers=1"]
+    result = run_example("--do_train", "--max_steps", 1, *small, folder=place / "run")
+    assert result.status == 0, result.output
+    assert "curves:  not drawn. " in result.output
