@@ -5,6 +5,7 @@ and that the page's next snippets need.
 """
 
 import re
+import shlex
 from dataclasses import dataclass
 
 from markdown_it import MarkdownIt
@@ -64,6 +65,18 @@ def commands_of(text: str) -> list[tuple[str, list[str]]]:
         else:
             raise ValueError(f"a console snippet begins with a command after '$ ', not with {line!r}")
     return commands
+
+
+def words_of(command: str) -> list[str]:
+    """The words of a command that may go on over several lines."""
+    return shlex.split(command.replace("\\\n", " "), comments=True)
+
+
+def demo_command(makefile: str) -> str:
+    """What `make demo` runs."""
+    variables = dict(re.findall(r"^(\w+) (?:\?|:)?= ((?:.*\\\n)*.*)$", makefile, re.MULTILINE))
+    (command,) = re.findall(r"^\t@(.*run_image_classification\.py.*)$", makefile, re.MULTILINE)
+    return re.sub(r"\$\((\w+)\)", lambda match: variables[match[1]], command)
 
 
 def first_line_not_printed(shown: list[str], output: str) -> str | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from output_folder import make_folder
 from provenance import provenance
 from tqdm.auto import tqdm
 
@@ -106,6 +107,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="the first one picks the rates")
     parser.add_argument("--config_overrides", help="changes to the model, as in run_image_classification.py")
     args = parser.parse_args()
+    make_folder(parser, "--output_dir", args.output_dir)
     origin = provenance("compare_optimizers.py", ("transformers", "accelerate", "datasets", "scikit-learn"))
     runs = sum(len(contender.rates) + len(args.seeds) - 1 for contender in CONTENDERS)
     results = []
@@ -130,7 +132,6 @@ def main() -> None:
                     "by_rate": {str(rate): score for rate, score in by_rate.items()},
                 }
             )
-    args.output_dir.mkdir(parents=True, exist_ok=True)
     settings = {
         "config_overrides": args.config_overrides,
         "num_train_epochs": args.num_train_epochs,

@@ -22,6 +22,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from output_folder import make_folder
 from PIL import Image
 from provenance import provenance
 from transformers import TrainerCallback
@@ -149,6 +150,9 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=10, help="steps before them")
     parser.add_argument("--generated_images", type=int, default=5000, help="how many, with no --dataset_name")
     args, others = parser.parse_known_args()
+    if args.output.is_dir():
+        parser.error(f"--output {args.output} is a folder; name a file")
+    make_folder(parser, "--output", args.output.parent)
     origin = provenance("data_throughput.py", ("transformers", "accelerate", "datasets", "pillow", "numpy"))
     with tempfile.TemporaryDirectory() as folder:
         flags = list(others)
@@ -161,7 +165,6 @@ def main() -> None:
         flags += ["--do_train", "--max_steps", str(args.steps + args.warmup + 1), "--save_strategy", "no"]
         flags += ["--report_to", "none", "--disable_tqdm", "true", "--output_dir", f"{folder}/run"]
         results = measure(flags, args.steps, args.warmup)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps({**origin, **results}, indent=1) + "\n")
     speed = results["images_per_second"]
     print(f"whole loop:  {speed['loop']:,.0f} images/s")

@@ -26,6 +26,7 @@ from typing import Any
 import psutil
 import torch
 from optimi import Lion
+from output_folder import make_folder
 from parameter_shapes import SHAPES
 from peak_memory import peak_of
 from provenance import provenance
@@ -276,10 +277,7 @@ def main() -> None:
         parser.error("--device cuda: torch sees no GPU here; use --device cpu")
     if args.repeats < 1 or args.trainer_steps < 0:
         parser.error("--repeats must be at least 1 and --trainer_steps at least 0")
-    try:
-        args.output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"--output_dir {args.output_dir}: {error.strerror}; name a folder that can be written to")
+    make_folder(parser, "--output_dir", args.output_dir)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     origin = provenance("step_time.py", ("torch-optimi", "triton", "transformers", "accelerate"), device)
     origin["cpu_kernel"] = cpu.instructions()

@@ -3,8 +3,10 @@
 Both scripts read their flags by `parse`.
 """
 
+import argparse
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -12,7 +14,10 @@ from typing import Any, NamedTuple, NoReturn
 import yaml
 from image_data import DataArguments, fail
 from image_models import ModelArguments
+from nearest import did_you_mean, listed, nearest
+from output_paths import check_cache_folder, check_output_folder
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from hf_lpsgd.processes import check_processes
 from hf_lpsgd.trainer import OptimArgs, validate_optim_args
@@ -36,7 +41,9 @@ class OutputArguments:
 
     license: str | None = field(
         default=None,
-        metadata={"help": "Licence for the model card. Default: that of --model_name_or_path, else apache-2.0."},
+        metadata={
+            "help": "Licence for the model card, as the Hub names it. Default: that of --model_name_or_path, if any."
+        },
     )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Delete the checkpoints of an earlier run in --output_dir, then start anew."}
@@ -54,10 +61,47 @@ class Arguments(NamedTuple):
 
 
 class Parser(HfArgumentParser):
-    """An HfArgumentParser whose error is one line, without the usage of 150 options."""
+    """An HfArgumentParser whose error is one line, without the usage of 150 options, and guesses what was meant.
+
+    Attributes:
+        choices: from each argument that allows certain values only to what reads its text.
+        flags: names of all flags.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.choices: dict[str, Callable[[str], Any]] = {}
+        self.flags: list[str] = []
+        super().__init__(*args, **kwargs)
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        if options.get("choices"):
+            options["type"] = one_of(options["choices"], options.get("type") or str)
+            self.choices[names[0].lstrip("-").replace("-", "_")] = options["type"]
+        self.flags += names
+        return super().add_argument(*names, **options)
 
     def error(self, message: str) -> NoReturn:
         fail(message)
+
+
+def one_of(choices: Sequence[Any], read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """`read`, which refuses a text that means none of `choices`, and names the nearest first."""
+
+    def read_choice(text: str) -> Any:
+        value = read(text)
+        if value not in choices:
+            guess, names = did_you_mean(text, choices), listed(text, choices)
+            raise argparse.ArgumentTypeError(f"invalid choice: {text!r}.{guess} Choose from {names}")
+        return value
+
+    return read_choice
+
+
+def guess_flag(unknown: Sequence[str], flags: Sequence[str]) -> str:
+    """What the first flag among `unknown` arguments may have been meant to be."""
+    given = [argument.partition("=")[0].lstrip("-") for argument in unknown if argument.startswith("--")]
+    name = nearest(given[0], [flag[2:] for flag in flags if flag.startswith("--")]) if given else None
+    return "" if name is None else f" Did you mean --{name}?"
 
 
 def read_recipe(file: str, kinds: Sequence[type]) -> dict[str, Any]:
@@ -69,7 +113,8 @@ def read_recipe(file: str, kinds: Sequence[type]) -> dict[str, Any]:
     known = {option.name for kind in kinds for option in fields(kind)}
     unknown = [str(name) for name in values if name not in known]
     if unknown:
-        fail(f"{file} has unknown arguments: {', '.join(unknown)}; --help lists all")
+        guess = did_you_mean(unknown[0], known)
+        fail(f"{file} has unknown arguments: {', '.join(unknown)}{f'.{guess}' if guess else ';'} --help lists all")
     return values
 
 
@@ -84,7 +129,7 @@ def parse(
         description: of the script, for --help.
         digits: defaults that hold where no dataset is named.
     """
-    parser = Parser(kinds, description=description, allow_abbrev=False)  # type: ignore[arg-type]
+    parser = Parser(kinds, description=description, allow_abbrev=False)
     sources = {"dataset_name", "train_dir", "validation_dir"}
     recipe = argv[0] if argv and argv[0].endswith((".json", ".yaml", ".yml")) else None
     flags = list(argv) if recipe is None else list(argv[1:])
@@ -92,15 +137,29 @@ def parse(
         values = {} if recipe is None else read_recipe(recipe, kinds)
         named = {name for name, value in values.items() if value}
         named |= {flag.partition("=")[0].lstrip("-").replace("-", "_") for flag in flags}
+        # A text is read as if it were given on the command line. YAML takes a bare `no` for false.
+        for name in values.keys() & parser.choices.keys():
+            if values[name] is not None:
+                values[name] = "no" if values[name] is False else str(values[name])
         parser.set_defaults(**{**({} if sources & named else digits or {}), **values})
         *objects, unknown = parser.parse_args_into_dataclasses(args=flags, return_remaining_strings=True)
     except OSError as error:
-        fail(f"cannot read {recipe}: {error.strerror}")
+        fail(f"cannot read {recipe}: {error.strerror}{guess_recipe(str(recipe))}")
     except (TypeError, ValueError, yaml.YAMLError) as error:
         fail(" ".join(str(error).split()))
     if unknown:
-        fail(f"unknown arguments: {' '.join(unknown)}; --help lists all")
+        guess = guess_flag(unknown, parser.flags)
+        fail(f"unknown arguments: {' '.join(unknown)}{f'.{guess}' if guess else ';'} --help lists all")
     return objects
+
+
+def guess_recipe(file: str) -> str:
+    """Which file beside `file` may have been meant."""
+    folder = Path(file).parent
+    names = [path.name for path in folder.glob("*.*")] if folder.is_dir() else []
+    found = [name for name in names if name.endswith((".json", ".yaml", ".yml"))]
+    guess = nearest(Path(file).name, found)
+    return f". Did you mean {folder / guess}?" if guess else ""
 
 
 def parse_arguments(argv: Sequence[str], description: str | None = None) -> Arguments:
@@ -125,7 +184,12 @@ def check_arguments(arguments: Arguments) -> None:
         fail("nothing to do: pass --do_train, --do_eval or both")
     if training_args.push_to_hub and not training_args.do_train:
         fail("--push_to_hub needs --do_train: nothing was trained that could be pushed")
+    for name in training_args.report_to or ():
+        if name not in INTEGRATION_TO_CALLBACK:
+            guess, names = did_you_mean(name, INTEGRATION_TO_CALLBACK), ", ".join(INTEGRATION_TO_CALLBACK)
+            fail(f"--report_to {name!r} is not known.{guess} It must be all, none, or of {names}")
     data_args.check()
+    check_paths(arguments)
     if training_args.do_train and data_args.validation_dir and not data_args.train_dir:
         fail("--do_train with --validation_dir also needs --train_dir")
     if data_args.streaming and training_args.do_train:
@@ -136,3 +200,17 @@ def check_arguments(arguments: Arguments) -> None:
                 fail(f"--{name}_strategy epoch: a stream has no epochs, so pass steps and --{name}_steps")
         if arguments.optim is not None and arguments.optim.p_granularity == "epoch":
             fail("--optim_args p_granularity=epoch: a stream has no epochs, so pass p_granularity=step")
+
+
+def check_paths(arguments: Arguments) -> None:
+    """End the run with one line where it could not write what it has to."""
+    training_args = arguments.training
+    check_output_folder("--output_dir", str(training_args.output_dir))
+    check_cache_folder("--cache_dir", arguments.model.cache_dir)
+    if "tensorboard" in (training_args.report_to or ()):
+        for name, folder in (
+            ("--logging_dir", getattr(training_args, "logging_dir", None)),  # not in every version of transformers
+            ("TENSORBOARD_LOGGING_DIR", os.environ.get("TENSORBOARD_LOGGING_DIR")),
+        ):
+            if folder:
+                check_output_folder(name, Path(folder).expanduser())

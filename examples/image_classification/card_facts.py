@@ -26,7 +26,8 @@ class RunFacts:
         left_out: numbers of images to train and to evaluate on that were left out, as they cannot be decoded. Default:
             not told.
         base_model: the pretrained model that was started from. Default: trained from scratch.
-        license: identifier of the model's licence, one of the Hub's. Default: `apache-2.0`.
+        license: identifier of the model's licence, one of the Hub's. Default: none is told.
+        dataset_folder: name of the folder that holds the dataset. Default: it lies in none.
         hyperparameters: further rows of the table of hyperparameters.
     """
 
@@ -38,16 +39,18 @@ class RunFacts:
     eval_images: int | None = None
     left_out: tuple[int, int] | None = None
     base_model: str | None = None
-    license: str = "apache-2.0"
+    license: str | None = None
+    dataset_folder: str | None = None
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
 
 
-def license_of(model: str) -> str:
-    """The licence that the card of a pretrained model names: on the Hub or in a folder. `unknown` if it has none."""
+def license_of(model: str) -> str | None:
+    """The licence that the card of a pretrained model names, on the Hub or in a folder; None if it names none."""
     readme = Path(model) / "README.md"
     try:
         if not readme.is_file() and Path(model).is_dir():
-            return "unknown"
-        return ModelCard.load(readme if readme.is_file() else model).data.license or "unknown"
+            return None
+        licence = ModelCard.load(readme if readme.is_file() else model).data.license
     except (OSError, ValueError):  # out of reach, or a card with faulty metadata
-        return "unknown"
+        return None
+    return None if licence in (None, "", "unknown") else licence

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -13,21 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from card_command import command_of, without_secret_entries
 from card_facts import RunFacts
+from card_optimizer import implementation_of, optimizer_name, optimizer_title, record_of, settings_of
 from huggingface_hub import get_token
 
-from hf_lpsgd.optim.base import LpOptimizer
-from hf_lpsgd.schedules import P_SCHEDULES, unwrap_optimizer
-from hf_lpsgd.trainer import OPTIMIZERS, OptimArgs
+from hf_lpsgd.schedules import P_SCHEDULES
+from hf_lpsgd.trainer import OptimArgs
 from hf_lpsgd.trainer.optim_args import name_of
 
-__all__ = ["command_line", "environment_section", "optimizer_title", "table", "training_section"]
-
-_SECRET = "***"
-
-
-def optimizer_title(optim: str) -> str:
-    return OPTIMIZERS[optim].cls.__name__ if optim in OPTIMIZERS else f"`{optim}`"
+__all__ = ["environment_section", "secrets_of", "table", "training_section"]
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -35,46 +29,16 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def command_line(argv: Sequence[str], secrets: Iterable[str | None] = ()) -> str:
-    """The command that started this process, fit to be shown: without tokens.
-
-    Args:
-        argv: the script and its arguments, as in `sys.argv`.
-        secrets: strings that must not be shown, wherever they stand.
-    """
-    script = os.path.relpath(argv[0])
-    shown = [Path(script).name if script.startswith("..") else script]
-    hide = False
-    for argument in argv[1:]:
-        flag = argument.partition("=")[0]
-        if flag.startswith("-"):
-            hide = _names_a_secret(flag)
-        if not hide:
-            shown.append(argument)
-    launcher = ["python"]
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        launcher = ["torchrun", "--nproc_per_node", os.environ.get("LOCAL_WORLD_SIZE", "1")]
-    return _without(shlex.join(launcher + shown), secrets)
-
-
-def _names_a_secret(name: str) -> bool:
-    return re.search(r"(^|[-_])(token|password|secret|api[-_]?key)$", name, re.IGNORECASE) is not None
-
-
-def _without(text: str, secrets: Iterable[str | None]) -> str:
-    for secret in filter(None, secrets):
-        text = text.replace(secret, _SECRET)
-    return text
-
-
-def _secrets(args: Any) -> list[str]:
+def secrets_of(args: Any) -> list[str]:
     return [secret for secret in (args.hub_token, get_token()) if secret]
 
 
 def training_section(trainer: Any, facts: RunFacts) -> str:
     args = trainer.args
-    secrets = _secrets(args)
-    parts = ["## Training", f"```console\n$ {command_line(sys.argv, secrets)}\n```"]
+    secrets = secrets_of(args)
+    command = command_of(sys.argv, secrets)
+    title = "The command:" if command.is_typed else "An equivalent command:"
+    parts = ["## Training", title, f"```console\n$ {command.line}\n```"]
     for file in map(Path, sys.argv[1:]):
         if file.suffix in (".json", ".yaml", ".yml") and file.is_file():
             parts += [f"with `{file.name}`:", f"```{file.suffix[1:]}\n{_file_text(file, secrets)}\n```"]
@@ -83,58 +47,78 @@ def training_section(trainer: Any, facts: RunFacts) -> str:
 
 
 def _file_text(file: Path, secrets: list[str]) -> str:
-    def hidden(match: re.Match[str]) -> str:
-        return match[1] + _SECRET if _names_a_secret(match[2]) else match[0]
-
-    text = file.read_text(encoding="utf-8").strip()
-    entry = r"""((?:["']|\b)([\w-]+)["']?\s*:\s*)("[^"\n]*"|'[^'\n]*'|[^\s,}{\[\]]+)"""
-    return _without(re.sub(entry, hidden, text), secrets)
+    return without_secret_entries(file.read_text(encoding="utf-8").strip(), secrets)
 
 
-def _lp_settings(trainer: Any) -> dict[str, Any]:
-    """p_max, momentum, eps and weight decay in force; a resumed run takes them from its checkpoint."""
-    optimizer = unwrap_optimizer(trainer.optimizer)
-    if isinstance(optimizer, LpOptimizer):
-        return dict(optimizer.param_groups[0])
-    optim = name_of(trainer.args.optim)
-    given = OptimArgs.parse(optim, trainer.args.optim_args).optimizer_kwargs
-    return OPTIMIZERS[optim].cls([torch.zeros(1)], weight_decay=trainer.args.weight_decay, **given).param_groups[0]
+def _p_arguments(trainer: Any) -> OptimArgs | None:
+    """What `--optim_args` says of p; None where it does not speak of the optimizer in force."""
+    optim, record = name_of(trainer.args.optim), record_of(trainer)
+    return OptimArgs.parse(optim, trainer.args.optim_args) if record is not None and record.name == optim else None
 
 
 def _optimizer_words(trainer: Any) -> str:
-    args = trainer.args
-    optim = name_of(args.optim)
-    if optim not in OPTIMIZERS:
+    args, record = trainer.args, record_of(trainer)
+    if record is None:
         given = f" with `{args.optim_args}`" if args.optim_args else ""
-        return f"The optimizer is the Trainer's `{optim}`{given}."
-    parsed, group = OptimArgs.parse(optim, args.optim_args), _lp_settings(trainer)
-    course = P_SCHEDULES[parsed.p_schedule].course.format(p_max=f"{group['p_max']:g}")
-    changes = "" if parsed.p_schedule == "constant" else f"; it changes at every {parsed.p_granularity}"
+        whose = "the Trainer's `" if optimizer_name(trainer) == name_of(args.optim) else "`"
+        return f"The optimizer is {whose}{optimizer_name(trainer)}`{given}."
+    parsed, settings = _p_arguments(trainer), settings_of(trainer)
     what, of, meaning = "SGD", "g", "the gradient"
-    if "momentum" in group:
+    if "momentum" in settings:
         what, of, meaning = "SGD with momentum", "m", "the moving average of the gradient"
-    return (
-        f"{optimizer_title(optim)} is {what} in an lp norm: with rho = (p - 2) / (p - 1), a step is "
-        f"`lr * {of} / (|{of}| + eps)^rho`, element by element, where {of} is {meaning}. Here {course}{changes}."
+    words = (
+        f"{optimizer_title(trainer)} is {what} in an lp norm: with rho = (p - 2) / (p - 1), a step is "
+        f"`lr * {of} / (|{of}| + eps)^rho`, element by element, where {of} is {meaning}."
     )
+    if parsed is None:
+        return words
+    course = P_SCHEDULES[parsed.p_schedule].course.format(p_max=f"{settings['p_max']:g}")
+    changes = "" if parsed.p_schedule == "constant" else f"; it changes at every {parsed.p_granularity}"
+    return f"{words} Here {course}{changes}."
+
+
+def _processes(trainer: Any) -> str:
+    """How many processes there were, and what divided the work between them."""
+    args = trainer.args
+    count = args.world_size
+    state = getattr(getattr(trainer, "accelerator", None), "state", None)
+    deepspeed, fsdp = getattr(state, "deepspeed_plugin", None), getattr(state, "fsdp_plugin", None)
+    if deepspeed is not None:
+        return f"{count}, DeepSpeed with ZeRO stage {deepspeed.zero_stage}"
+    if getattr(trainer, "is_fsdp_enabled", False) and fsdp is not None:
+        number = getattr(fsdp, "fsdp_version", 1)
+        strategy = getattr(fsdp.sharding_strategy, "name", None) if number == 1 else None  # of FSDP1 alone
+        return f"{count}, FSDP{number}{f' ({strategy})' if strategy else ''}"
+    if count > 1:
+        return f"{count}, DDP"
+    return f"1, DataParallel on {args.n_gpu} GPUs" if args.n_gpu > 1 else "1"
+
+
+def _precision(trainer: Any) -> str:
+    # Accelerate's config may set it too.
+    accelerator = getattr(trainer, "accelerator", None)
+    asked = "bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else "no"
+    mixed = str(getattr(accelerator, "mixed_precision", asked))
+    return {"no": "float32", "bf16": "bfloat16, mixed", "fp16": "float16, mixed"}.get(mixed, f"{mixed}, mixed")
 
 
 def _hyperparameters(trainer: Any, facts: RunFacts) -> list[tuple[str, Any]]:
-    args, state = trainer.args, trainer.state
-    optim = name_of(args.optim)
-    rows: list[tuple[str, Any]] = [("optimizer", f"`{optim}`")]
+    args, state, record = trainer.args, trainer.state, record_of(trainer)
+    rows: list[tuple[str, Any]] = [("optimizer", f"`{optimizer_name(trainer)}`")]
     weight_decay = args.weight_decay
-    if optim in OPTIMIZERS:
-        parsed, group = OptimArgs.parse(optim, args.optim_args), _lp_settings(trainer)
-        weight_decay = group["weight_decay"]
-        rows.append(("largest order of the norm (p_max)", f"{group['p_max']:g}"))
-        rows.append(("p schedule", f"{parsed.p_schedule}, changing by {parsed.p_granularity}"))
-        if "momentum" in group:
-            rows.append(("momentum", f"{group['momentum']:g}"))
-        rows.append(("eps", f"{group['eps']:g}"))
+    if record is not None:
+        parsed, settings = _p_arguments(trainer), settings_of(trainer)
+        weight_decay = settings["weight_decay"]
+        rows.append(("largest order of the norm (p_max)", f"{settings['p_max']:g}"))
+        if parsed is not None:
+            rows.append(("p schedule", f"{parsed.p_schedule}, changing by {parsed.p_granularity}"))
+        if "momentum" in settings:
+            rows.append(("momentum", f"{settings['momentum']:g}"))
+        rows.append(("eps", f"{settings['eps']:g}"))
+        rows.append(("implementation of the step", implementation_of(trainer)))
     elif args.optim_args:
         rows.append(("optimizer's options", f"`{args.optim_args}`"))
-    total = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    total = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     scheduler = name_of(args.lr_scheduler_type)
     if args.lr_scheduler_kwargs:
         scheduler += f" with {args.lr_scheduler_kwargs}"
@@ -152,7 +136,8 @@ def _hyperparameters(trainer: Any, facts: RunFacts) -> list[tuple[str, Any]]:
         ),
         ("largest gradient norm", f"{args.max_grad_norm:g}" if args.max_grad_norm else "not clipped"),
         ("label smoothing", f"{args.label_smoothing_factor:g}"),
-        ("precision", "bfloat16, mixed" if args.bf16 else "float16, mixed" if args.fp16 else "float32"),
+        ("precision", _precision(trainer)),
+        ("processes", _processes(trainer)),
         ("seed", args.seed),
     ]
     if facts.train_images is not None:

@@ -2,6 +2,7 @@
 
 import datasets
 from image_data import DataArguments, fail
+from nearest import did_you_mean
 
 
 def find_columns(dataset: datasets.Dataset, args: DataArguments) -> tuple[str, str]:
@@ -18,7 +19,8 @@ def find_columns(dataset: datasets.Dataset, args: DataArguments) -> tuple[str, s
         if not found and what == "label":
             found = [name for name in ("label", "labels") if name in features]
         if given is not None and given not in features:
-            fail(f"{option} {given!r}: the dataset has no such column; its columns: {listing}")
+            guess = did_you_mean(given, features)
+            fail(f"{option} {given!r}: the dataset has no such column.{guess} Its columns: {listing}")
         if given is not None and what == "image" and not isinstance(features[given], datasets.Image):
             fail(f"{option} {given!r} holds no images; the dataset's columns: {listing}")
         if given is None and len(found) != 1:

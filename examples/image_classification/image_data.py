@@ -12,6 +12,7 @@ import datasets
 import numpy as np
 import torch
 from huggingface_hub.utils import logging as hub_logging
+from nearest import did_you_mean
 from PIL import Image, ImageOps
 
 AUGMENTATIONS = ("auto", "none", "shift", "shift_flip", "resized_crop_flip")
@@ -106,11 +107,14 @@ class DataArguments:
         if self.streaming and self.is_digits:
             fail("--streaming needs --dataset_name or --train_dir")
         if self.on_bad_image not in ("error", "skip"):
-            fail(f"--on_bad_image must be error or skip, not {self.on_bad_image!r}")
+            guess = did_you_mean(self.on_bad_image, ("error", "skip"))
+            fail(f"--on_bad_image must be error or skip, not {self.on_bad_image!r}{guess and '.'}{guess}")
         if self.streaming and self.on_bad_image == "skip":
             fail("--on_bad_image skip decodes all images beforehand, so it cannot go with --streaming")
         if self.augmentation not in AUGMENTATIONS:
-            fail(f"--augmentation must be one of {', '.join(AUGMENTATIONS)}, not {self.augmentation!r}")
+            guess = did_you_mean(self.augmentation, AUGMENTATIONS)
+            names = ", ".join(AUGMENTATIONS)
+            fail(f"--augmentation must be one of {names}, not {self.augmentation!r}{guess and '.'}{guess}")
 
 
 def fail(message: str, anywhere: bool = False) -> NoReturn:
@@ -173,7 +177,8 @@ def choose_splits(
 
     def split(name: str, option: str) -> datasets.Dataset:
         if name not in splits:
-            fail(f"{option} {name!r}: the dataset has no such split; its splits: {available}")
+            guess = did_you_mean(name, splits)
+            fail(f"{option} {name!r}: the dataset has no such split.{guess} Its splits: {available}")
         found, classes = splits[name].unique(label), splits[name].features[label].num_classes
         if not found or None in found or min(found) < 0:
             fail(f"{option} {name!r} has no images, or images without a label; the dataset's splits: {available}")

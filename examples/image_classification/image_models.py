@@ -8,8 +8,10 @@ from typing import Any
 import models  # noqa: F401  # makes cifar_resnet and cifar_vgg known to transformers
 import transformers
 from image_data import DataArguments, fail, first_line
+from nearest import did_you_mean
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 # What changes when no dataset is named.
 DIGITS_MODEL = {
@@ -94,14 +96,16 @@ def from_scratch(
     try:
         known = AutoConfig.for_model(kind).to_dict()
     except ValueError:
-        fail(f"--model_type {kind!r} is no known architecture; try vit, resnet or cifar_resnet")
+        guess = did_you_mean(kind, ("cifar_resnet", "cifar_vgg", *MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES))
+        fail(f"--model_type {kind!r} is no known architecture.{guess} Try vit, resnet or cifar_resnet")
     try:
         overrides = read_overrides(model_args.config_overrides) if model_args.config_overrides else {}
     except ValueError as error:
         fail(f"--config_overrides {model_args.config_overrides!r} is neither 'key=value,...' nor JSON: {error}")
     unknown = sorted(set(overrides) - set(known) - set(changes))
     if unknown:
-        fail(f"--config_overrides: {kind} has no {', '.join(unknown)}; it has {', '.join(known)}")
+        guess = did_you_mean(unknown[0], (*known, *changes))
+        fail(f"--config_overrides: {kind} has no {', '.join(unknown)}.{guess} It has {', '.join(known)}")
     size = overrides.get("image_size", changes["image_size"])
     if size < 128 and isinstance(known.get("patch_size"), int):
         # The default of 16 is meant for 224 pixels; take about 8 patches per side, none of them cut.

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from card_command import shown_path, without_homes, without_secrets
 from card_facts import RunFacts
-from card_training import environment_section, optimizer_title, table, training_section
+from card_optimizer import optimizer_name, optimizer_title, record_of
+from card_training import environment_section, secrets_of, table, training_section
 from curves import plot_history
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-
-from hf_lpsgd.trainer import OPTIMIZERS
-from hf_lpsgd.trainer.optim_args import name_of
 
 __all__ = ["PLOT_NAME", "make_model_card", "results_rows", "write_model_card"]
 
@@ -56,9 +56,9 @@ def write_model_card(trainer: Any, facts: RunFacts) -> str | None:
     folder.mkdir(parents=True, exist_ok=True)
     problem = None
     try:
-        title = f"{trainer.model.config.model_type}, --optim {name_of(trainer.args.optim)}"
+        title = f"{trainer.model.config.model_type}, --optim {optimizer_name(trainer)}"
         plot_history(trainer.state.log_history, folder / PLOT_NAME, title=title)
-    except (ImportError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         problem = str(error)
     make_model_card(trainer, facts, None if problem else PLOT_NAME).save(folder / "README.md")
     return problem
@@ -74,10 +74,10 @@ def make_model_card(trainer: Any, facts: RunFacts, plot: str | None = None) -> M
     """
     args, state = trainer.args, trainer.state
     name = str(trainer.hub_model_id or Path(args.output_dir).absolute().name).split("/")[-1]
-    optim = name_of(args.optim)
+    optim = optimizer_name(trainer)
     kind = trainer.model.config.model_type
     final = _last_evaluation(state.log_history)
-    evaluated_on = facts.dataset_id or re.sub(r"[^a-z0-9]+", "-", facts.dataset.lower()).strip("-")
+    evaluated_on = facts.dataset_id or re.sub(r"[^\w.]+", "-", facts.dataset_folder or facts.dataset).strip("-")
     results = [
         EvalResult(
             task_type="image-classification",
@@ -111,9 +111,10 @@ def make_model_card(trainer: Any, facts: RunFacts, plot: str | None = None) -> M
         environment_section(trainer),
         _use(trainer),
     ]
-    if optim in OPTIMIZERS:
+    if record_of(trainer) is not None:
         sections.append(f"## Citation\n\nThe optimizer is described in\n\n```bibtex\n{_CITATION}\n```")
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n")
+    card = f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
+    return ModelCard(without_homes(without_secrets(card, secrets_of(args))))
 
 
 def results_rows(log_history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -156,7 +157,7 @@ def _introduction(trainer: Any, facts: RunFacts, name: str) -> str:
         f"# {name}",
         f"An image classifier of type `{model.config.model_type}` with {model.num_parameters():,} parameters and "
         f"{model.config.num_labels} classes, {start} on {_dataset(facts)} with "
-        f"{optimizer_title(name_of(trainer.args.optim))}.",
+        f"{optimizer_title(trainer)}.",
     ]
     if not any("train_runtime" in entry for entry in state.log_history):
         progress = f"step {state.global_step} of {state.max_steps}"
@@ -167,6 +168,8 @@ def _introduction(trainer: Any, facts: RunFacts, name: str) -> str:
 def _dataset(facts: RunFacts) -> str:
     if facts.dataset_id:
         return f"[{facts.dataset}](https://huggingface.co/datasets/{facts.dataset_id})"
+    if facts.dataset_folder:
+        return f"the local dataset `{facts.dataset_folder}`"
     return facts.dataset
 
 
@@ -209,13 +212,17 @@ def _thinned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _use(trainer: Any) -> str:
     own_code = not type(trainer.model).__module__.startswith("transformers.")
     trust = ", trust_remote_code=True" if own_code else ""
-    where = trainer.hub_model_id or trainer.args.output_dir
+    where, note = trainer.hub_model_id, ""
+    if not where:
+        where = shown_path(str(trainer.args.output_dir))
+        if os.path.isabs(where) or where.startswith(("~", "...")):
+            where, note = Path(where).name, "  # the folder of this card"
     return f"""## Use
 
 ```python
 from transformers import pipeline
 
-classifier = pipeline("image-classification", model="{where}"{trust})
+classifier = pipeline("image-classification", model="{where}"{trust}){note}
 print(classifier("image.png"))  # a path, a URL or a PIL image
 ```
 

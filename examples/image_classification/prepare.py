@@ -18,6 +18,7 @@ from image_data import (
 )
 from image_folders import check_local_folder, load_folders
 from image_models import SMALL_SIDE, ModelArguments, from_scratch, pretrained
+from lazy_deepspeed import import_deepspeed_only_where_used
 from PIL import Image
 from streamed_images import Stream, StreamedImages, choose_streams
 
@@ -65,6 +66,7 @@ class Images:
 
 def settle(data_args: DataArguments, quiet: bool) -> None:
     """Change settings of the whole process: one thread for the digits; no progress bars where `quiet`."""
+    import_deepspeed_only_where_used()
     if quiet or data_args.is_digits:
         datasets.disable_progress_bars()
     if data_args.is_digits:

@@ -1,6 +1,6 @@
 """Train and evaluate an image classifier with the Trainer and `--optim lpsgdm`.
 
-    python run_image_classification.py --do_train --do_eval --optim lpsgdm --output_dir runs/digits
+    python run_image_classification.py --do_train --do_eval --optim lpsgdm --output_dir runs/my_digits
 
 With no dataset named it trains a small vision transformer on scikit-learn's digits (8x8 grey images, nothing to
 download). Name another dataset with --dataset_name (Hub name or local folder) or --train_dir (one folder per class).
@@ -11,6 +11,7 @@ override it. This script needs the other files of this folder beside it.
 import hf_lpsgd  # noqa: F401  # makes `--optim lpsgd` and `--optim lpsgdm` known to the Trainer
 
 # isort: split
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -66,12 +67,14 @@ def facts_for_card(arguments: Arguments, images: Images, augmentation: str) -> R
     data_args, base = arguments.data, arguments.model.model_name_or_path
     name = data_args.dataset_name
     hub_id = None if name is None or Path(name).expanduser().is_dir() else name
-    folder = Path(name or data_args.train_dir or data_args.validation_dir or "").expanduser().resolve().name
+    given = name or data_args.train_dir or data_args.validation_dir or ""
+    folder = None if hub_id or data_args.is_digits else os.path.basename(os.path.abspath(Path(given).expanduser()))
     held_out = f"{data_args.train_split_name}, {data_args.train_val_split:g} of it held out"
     found = (split for split in ("validation", "test") if split in images.splits)
     eval_split = data_args.eval_split_name or next(found, held_out)
     return RunFacts(
         dataset="scikit-learn digits" if data_args.is_digits else hub_id or f"the local dataset {folder}",
+        dataset_folder=folder,
         dataset_id=hub_id,
         dataset_config=data_args.dataset_config_name,
         eval_split=None if images.evaluation is None else eval_split,
@@ -79,7 +82,7 @@ def facts_for_card(arguments: Arguments, images: Images, augmentation: str) -> R
         eval_images=len(images.evaluation) if isinstance(images.evaluation, datasets.Dataset) else None,
         left_out=images.left_out,
         base_model=base,
-        license=arguments.output.license or (license_of(base) if base else "apache-2.0"),
+        license=arguments.output.license or (license_of(base) if base else None),
         hyperparameters={"augmentation": augmentation},
     )
 
@@ -91,6 +94,14 @@ def main() -> None:
         run(arguments)
     except BadData as error:
         fail(error.line, anywhere=True)
+
+
+def delete(checkpoint: Path) -> None:
+    try:
+        shutil.rmtree(checkpoint)
+    except OSError as error:
+        why = error.strerror or error
+        fail(f"--overwrite_output_dir cannot delete {str(checkpoint)!r}: {why}; name another --output_dir")
 
 
 def run(arguments: Arguments) -> None:
@@ -118,7 +129,7 @@ def run(arguments: Arguments) -> None:
     with training_args.main_process_first(desc="preparing the data"):
         if training_args.process_index == 0:
             for path in old:
-                shutil.rmtree(path)
+                delete(path)
         images = load_images(data_args, arguments.model.cache_dir, do_train, do_eval)
     images = leave_out_bad(images, data_args)
     if checkpoint is not None:

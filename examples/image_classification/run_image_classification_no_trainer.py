@@ -22,6 +22,8 @@ from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_
 from arguments import parse
 from image_data import BadData, DataArguments, ImageDataset, fail
 from image_models import ModelArguments
+from nearest import did_you_mean
+from output_paths import check_cache_folder, check_output_folder
 from prepare import augmentation_line, choose_augmentation, for_model, leave_out_bad, load_images, load_model, settle
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -106,6 +108,9 @@ class LoopArguments:
             fail(f"--resume_from_checkpoint '{folder}' is no folder that a save by --checkpointing_steps completed")
         if self.num_warmup_steps < 0 or (self.num_warmup_steps >= 1 and self.num_warmup_steps % 1):
             fail(f"--num_warmup_steps {self.num_warmup_steps} is neither a number of steps nor a share of them")
+        if self.p_schedule not in P_SCHEDULES:
+            guess = did_you_mean(self.p_schedule, P_SCHEDULES)
+            fail(f"Invalid p schedule: {self.p_schedule!r}.{guess} It must be one of {', '.join(P_SCHEDULES)}.")
         # A trial, so that a wrong value is told before the images are loaded.
         with told_in_one_line():
             trial = self.optimizer([torch.zeros(1)])
@@ -141,6 +146,8 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Loo
     if data_args.streaming:
         fail("--streaming: this loop needs to know how many images there are; run_image_classification.py does not")
     args.check()
+    check_output_folder("--output_dir", args.output_dir)
+    check_cache_folder("--cache_dir", model_args.cache_dir)
     return model_args, data_args, args
 
 

@@ -8,6 +8,7 @@ import datasets
 import torch
 from datasets import IterableDataset as Stream
 from image_data import BadData, DataArguments, Views, cannot_decode, decode, fail
+from nearest import did_you_mean
 
 
 def choose_streams(
@@ -22,7 +23,8 @@ def choose_streams(
 
     def stream(name: str | None, option: str, limit: int | None) -> Stream:
         if name not in splits:
-            fail(f"{option} {name!r}: the dataset has no such split; its splits: {available}")
+            guess = did_you_mean(name, splits)
+            fail(f"{option} {name!r}: the dataset has no such split.{guess} Its splits: {available}")
         return splits[name] if limit is None else splits[name].take(limit)
 
     train = stream(args.train_split_name, "--train_split_name", args.max_train_samples) if do_train else None

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from page_setup import write_script
 from paths import IMAGE_CLASSIFICATION, ROOT
-from snippets import commands_of, first_line_not_printed, snippets_of
+from snippets import commands_of, demo_command, first_line_not_printed, snippets_of, words_of
 
 PAGES = [
     str(path.relative_to(ROOT))
@@ -68,6 +69,31 @@ def test_the_readme_quotes_the_error_of_a_forgotten_import(tmp_path):
     quoted = re.findall(r"```text\n(.*invalid choice.*)\n```", (ROOT / "README.md").read_text())
     assert len(quoted) == 1
     assert first_line_not_printed(quoted, run.stderr) is None, run.stderr
+
+
+def trained_folders():
+    """Each command of the demo and of the pages that trains by a script of the showcase, with its output folder."""
+    commands = [demo_command((ROOT / "Makefile").read_text())]
+    for page in PAGES:
+        consoles = [one for one in snippets_of((ROOT / page).read_text()) if one.language == "console"]
+        commands += [command for one in consoles for command, _ in commands_of(one.text)]
+    for words in map(words_of, commands):
+        script = next((index for index, word in enumerate(words) if "/run_image_classification" in word), None)
+        if script is None or any("<" in word or word == "--help" for word in words):
+            continue
+        recipe = next((word for word in words[script + 1 :] if word.endswith(".yaml")), None)
+        values = yaml.safe_load((ROOT / recipe).read_text()) if recipe else {}
+        folder = words[words.index("--output_dir") + 1] if "--output_dir" in words else values["output_dir"]
+        yield os.path.normpath(folder), " ".join(words)
+
+
+def test_no_command_of_the_pages_trains_into_the_folder_of_another():
+    folders: dict[str, str] = {}
+    for folder, command in trained_folders():
+        assert folder not in folders, (folders[folder], command)
+        folders[folder] = command
+    assert len(folders) > 10
+    assert any("--push_to_hub" in command for command in folders.values())
 
 
 @pytest.mark.parametrize("page", PAGES)

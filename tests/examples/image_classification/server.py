@@ -1,7 +1,8 @@
 """Runs a script again and again, each time in a process of its own, with the imports paid for once.
 
 Reads one JSON request a line. {"start": [argv...], "log": path, "env": {...}} forks a process that runs the script as
-`python SCRIPT argv` would ("script": path runs another) and answers its pid; {"wait": pid} answers its exit status.
+`python SCRIPT argv` would ("script": path runs another, "cwd": path elsewhere) and answers its pid; {"wait": pid}
+answers its exit status.
 The server computes nothing itself, so it has no threads when it forks.
 """
 
@@ -32,6 +33,7 @@ def child(request: dict) -> None:
     os.dup2(log, 2)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     os.environ.update(request["env"])
+    os.chdir(request.get("cwd", "."))
     script = request.get("script", SCRIPT)
     sys.argv = [script, *request["start"]]
     status = 1

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from card_facts import RunFacts, license_of
-from card_training import command_line
 from huggingface_hub import ModelCard
 from model_card import make_model_card, results_rows, write_model_card
 from transformers import TrainingArguments
 
-from hf_lpsgd import LPSGDM
+from hf_lpsgd import LPSGD, LPSGDM
+from hf_lpsgd.optim.functional import default_implementation
 
 TOKEN = "hf_neverToBeSeen0123456789"
 HISTORY = [
@@ -88,7 +88,8 @@ def test_metadata_survives_the_hub_library_and_holds_the_last_evaluation(trainer
     assert card.data.metrics == ["accuracy"]
     assert card.data.library_name == "transformers"
     assert card.data.pipeline_tag == "image-classification"
-    assert card.data.license == "apache-2.0"
+    assert card.data.license is None
+    assert "license" not in str(card).lower()
     assert {"lpsgdm", "image-classification", "hf_lpsgd", "vit"} <= set(card.data.tags)
     assert card.data.base_model is None
 
@@ -171,6 +172,100 @@ def test_lpsgd_has_no_momentum(trainer):
     assert "lpsgd" in card.data.tags
 
 
+def test_words_about_the_optimizer_go_by_its_class_and_not_by_what_its_group_holds(trainer):
+    optimizer = LPSGD([{"params": [torch.zeros(1)], "momentum": 0.9}])
+    card = make_model_card(trainer(optim="lpsgd", optimizer=optimizer), FACTS)
+    assert "momentum" not in card.text
+    assert "with LPSGD." in card.text
+
+
+def test_an_optimizer_other_than_the_arguments_name_is_told_by_its_class(trainer):
+    card = make_model_card(trainer(optim="adamw_torch", optimizer=LPSGD([torch.zeros(1)], p_max=5)), FACTS)
+    assert "with LPSGD." in card.text
+    assert hyperparameters(card)["largest order of the norm (p_max)"] == "5"
+    assert "p schedule" not in hyperparameters(card)
+    assert "lpsgd" in card.data.tags
+    card = make_model_card(trainer(optimizer=torch.optim.SGD([torch.zeros(1)])), FACTS)
+    assert "The optimizer is `SGD`." in card.text
+    assert "lpsgdm" not in str(card).lower()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"foreach": True}, "foreach, on cpu"),
+        ({"foreach": False}, "one tensor at a time, on cpu"),
+        ({"fused": False}, "one tensor at a time, on cpu"),
+    ],
+)
+def test_the_implementation_of_the_step_is_told(trainer, options, told):
+    optimizer = LPSGDM([torch.zeros(1)], **options)
+    key = "implementation of the step"
+    assert hyperparameters(make_model_card(trainer(optimizer=optimizer), FACTS))[key] == told
+    text = ",".join(f"{name}={str(value).lower()}" for name, value in options.items())
+    assert hyperparameters(make_model_card(trainer(optim_args=text), FACTS))[key] == told
+
+
+def test_the_implementation_that_nobody_chose_is_the_one_of_the_device(trainer):
+    name, _ = default_implementation(torch.device("cpu"))
+    told = {"single": "one tensor at a time"}.get(name, name)
+    shown = hyperparameters(make_model_card(trainer(optimizer=LPSGDM([torch.zeros(1)])), FACTS))
+    assert shown["implementation of the step"] == f"{told}, on cpu"
+
+
+@pytest.mark.parametrize(
+    ("count", "state", "told"),
+    [
+        (1, {}, "1"),
+        (2, {}, "2, DDP"),
+        (4, {"deepspeed_plugin": SimpleNamespace(zero_stage=3)}, "4, DeepSpeed with ZeRO stage 3"),
+        (1, {"deepspeed_plugin": SimpleNamespace(zero_stage=2)}, "1, DeepSpeed with ZeRO stage 2"),
+        (
+            2,
+            {"fsdp_plugin": SimpleNamespace(fsdp_version=2, sharding_strategy=SimpleNamespace(name="FULL_SHARD"))},
+            "2, FSDP2",
+        ),
+        (
+            2,
+            {"fsdp_plugin": SimpleNamespace(sharding_strategy=SimpleNamespace(name="FULL_SHARD"))},
+            "2, FSDP1 (FULL_SHARD)",
+        ),
+    ],
+)
+def test_the_number_of_processes_and_what_divides_the_work_are_told(trainer, monkeypatch, count, state, told):
+    run = trainer()
+    run.accelerator = SimpleNamespace(state=SimpleNamespace(**state), mixed_precision="bf16")
+    run.is_fsdp_enabled = "fsdp_plugin" in state
+    monkeypatch.setattr(TrainingArguments, "world_size", count)
+    shown = hyperparameters(make_model_card(run, FACTS))
+    assert shown["processes"] == told
+    assert shown["precision"] == "bfloat16, mixed"  # as Accelerate's config says, whatever the arguments
+
+
+@pytest.mark.parametrize("name", ["My_Birds v2", "Vögel", "UPPER.Case-3"])
+def test_a_local_dataset_keeps_all_letters_of_its_name(trainer, name):
+    card = make_model_card(trainer(), RunFacts(f"the local dataset {name}", dataset_folder=name))
+    assert f"on the local dataset `{name}` with" in card.text
+    assert name in str(card).split("---")[1]
+    result = ModelCard(str(card)).data.eval_results[0]
+    assert result.dataset_name == f"the local dataset {name}"
+    assert result.dataset_type == name.replace(" ", "-")
+
+
+def test_no_folder_of_the_users_home_is_in_the_card(trainer, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    arguments = ["--train_dir", str(tmp_path / "photos"), "--cache_dir=/home/somebody/cache", "--output_dir", "x"]
+    run = trainer()
+    (tmp_path / "a.yaml").write_text(f"output_dir: {tmp_path}/out\n")
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "code/train.py"), str(tmp_path / "a.yaml"), *arguments])
+    card = str(make_model_card(run, FACTS))
+    assert str(tmp_path) not in card
+    assert "somebody" not in card
+    assert "python ~/code/train.py ~/a.yaml --train_dir ~/photos --cache_dir=.../cache --output_dir x" in card
+    assert "output_dir: ~/out" in card
+    assert 'model="tiny-vit")  # the folder of this card' in card
+
+
 def test_other_optimizers_are_named_and_the_paper_is_not_cited_for_them(trainer):
     card = make_model_card(trainer(optim="sgd", optim_args="momentum=0.9"), FACTS)
     assert "The optimizer is the Trainer's `sgd` with `momentum=0.9`." in card.text
@@ -210,11 +305,20 @@ def test_fine_tuned_model_names_its_base(trainer, tmp_path):
     assert "fine-tuned from `mine`" in card.text
 
 
-@pytest.mark.parametrize("card", ["---\nlicense: bsd-3-clause\n---\n# x", "---\ntags: [a]\n---\n# x", "# x", None])
+@pytest.mark.parametrize(
+    "card",
+    [
+        "---\nlicense: bsd-3-clause\n---\n# x",
+        "---\ntags: [a]\n---\n# x",
+        "---\nlicense: unknown\n---\n# x",
+        "# x",
+        None,
+    ],
+)
 def test_licence_is_the_one_in_the_base_models_card(tmp_path, card):
     if card is not None:
         (tmp_path / "README.md").write_text(card)
-    assert license_of(str(tmp_path)) == ("bsd-3-clause" if card and "bsd" in card else "unknown")
+    assert license_of(str(tmp_path)) == ("bsd-3-clause" if card and "bsd" in card else None)
 
 
 def test_model_with_code_of_its_own_is_loaded_with_trust(trainer):
@@ -222,32 +326,6 @@ def test_model_with_code_of_its_own_is_loaded_with_trust(trainer):
     assert 'pipeline("image-classification", model="me/tiny-vit")' in make_model_card(run, FACTS).text
     run.model.__class__ = ModelWithCode
     assert 'model="me/tiny-vit", trust_remote_code=True)' in make_model_card(run, FACTS).text
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        ["--hub_token", TOKEN],
-        [f"--hub_token={TOKEN}"],
-        [f"--hub-token={TOKEN}"],
-        ["--wandb_api_key", TOKEN],
-        ["-x" + TOKEN],
-    ],
-)
-def test_command_holds_no_token_and_all_else(given, monkeypatch):
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    shown = command_line(["train.py", "--do_train", *given, "--run_name", "two words"], [TOKEN, None])
-    assert TOKEN not in shown
-    assert shown.startswith("python train.py --do_train ")
-    assert shown.endswith(" --run_name 'two words'")
-    if given[0].startswith("--"):
-        assert shown == "python train.py --do_train --run_name 'two words'"
-
-
-def test_command_of_several_processes_starts_them(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert command_line(["/elsewhere/train.py"]) == "torchrun --nproc_per_node 2 train.py"
 
 
 @pytest.mark.parametrize(

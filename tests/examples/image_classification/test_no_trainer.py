@@ -70,9 +70,9 @@ BAD = {
     "--train_dir nowhere": "--train_dir 'nowhere': no such folder; it must hold one folder of images for each class",
     "--dataset_name pets --streaming": "--streaming: this loop needs to know how many images there are; "
     "run_image_classification.py does not",
-    "--dataset_name pets --model_type vitt": "--model_type 'vitt' is no known architecture; try vit, resnet or "
-    "cifar_resnet",
-    "--epochs 3": "unknown arguments: --epochs 3; --help lists all",
+    "--dataset_name pets --model_type vitt": "--model_type 'vitt' is no known architecture. Did you mean vit? Try "
+    "vit, resnet or cifar_resnet",
+    "--epochs 3": "unknown arguments: --epochs 3. Did you mean --num_epochs? --help lists all",
 }
 
 

@@ -14,8 +14,10 @@ import pytest
 import yaml
 from hub_server import Hub, Repo
 from launch import ForkServer
+from paths import IMAGE_CLASSIFICATION, ROOT
 from paths import TRAINER_SCRIPT as SCRIPT
 from PIL import Image
+from snippets import commands_of, demo_command, snippets_of, words_of
 
 HERE = Path(__file__).parent
 TOKEN, READ_ONLY = "hf_thisMayWrite0123456789", "hf_thisMayOnlyRead0123456789"
@@ -141,6 +143,23 @@ def test_model_with_code_of_its_own_is_pushed_with_it_and_works_where_the_exampl
     assert read["module"].startswith("transformers_modules.")
     assert read["sha256"] == sha256((run.folder / "model.safetensors").read_bytes())
     assert sum(answer["score"] for answer in read["answers"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_push_on_the_page_works_after_the_demo_in_the_same_folder(launcher, hub, tmp_path):
+    page = (IMAGE_CLASSIFICATION / "README.md").read_text()
+    commands = [
+        command for one in snippets_of(page) if one.language == "console" for command, _ in commands_of(one.text)
+    ]
+    (push,) = [command for command in commands if "--push_to_hub" in command]
+    for command in (demo_command((ROOT / "Makefile").read_text()), push):
+        words = words_of(command)
+        assert words[1] == str(SCRIPT.relative_to(ROOT))
+        arguments = [*words[2:], "--max_steps", "2", "--use_cpu", "--disable_tqdm", "true"]
+        log = tmp_path / "log"
+        request = {"start": arguments, "log": str(log), "cwd": str(tmp_path), "env": {"HF_TOKEN": TOKEN}}
+        assert launcher.ask({"wait": launcher.ask(request)}) == 0, log.read_text()
+    assert "hub:     me/digits" in log.read_text()
+    assert hub.repos["me/digits"].messages[-1] == "End of training"
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,74 @@
+"""Where DeepSpeed is installed and not asked for, the scripts neither import it nor show its messages."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import accelerate.utils.other
+import pytest
+import torch
+from lazy_deepspeed import import_deepspeed_only_where_used
+from paths import LOOP_SCRIPT, ROOT, TRAINER_SCRIPT
+from snippets import demo_command, words_of
+
+pytestmark = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+
+TELL = "import atexit, json, sys; atexit.register(lambda: print('imported', json.dumps('deepspeed' in sys.modules)))"
+RUN = f"{TELL}; import runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+
+
+def demo_arguments():
+    return words_of(demo_command((ROOT / "Makefile").read_text()))[2:]
+
+
+def run(script, *arguments, cwd):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("DS_", "ACCELERATE_"))}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{script.parent}{os.pathsep}{ROOT}"}
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, str(script), *arguments],
+        cwd=cwd,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout
+    *lines, imported = done.stdout.splitlines()
+    return lines, json.loads(imported.removeprefix("imported "))
+
+
+@pytest.mark.parametrize("script", [TRAINER_SCRIPT, LOOP_SCRIPT], ids=["trainer", "loop"])
+def test_a_run_without_deepspeed_does_not_import_it(tmp_path, script):
+    if script == TRAINER_SCRIPT:
+        arguments = [*demo_arguments(), "--max_steps", "1", "--use_cpu"]
+    else:
+        arguments = ["--cpu", "--max_train_steps", "1"]
+    lines, imported = run(script, *arguments, cwd=tmp_path)
+    assert any(line.startswith("accuracy = ") for line in lines)
+    assert not any("deepspeed" in line.lower() or "real_accelerator" in line for line in lines), lines
+    assert not imported
+    if script == TRAINER_SCRIPT:
+        assert re.match(r"[\d,]+ images to train and [\d,]+ images to evaluate in 10 classes; ", lines[0])
+
+
+class Engine(torch.nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+
+def test_an_engine_of_deepspeed_is_still_unwrapped_where_deepspeed_is_in_use(monkeypatch):
+    monkeypatch.setattr(
+        accelerate.utils.other, "is_deepspeed_available", accelerate.utils.other.is_deepspeed_available
+    )
+    import_deepspeed_only_where_used()
+    import deepspeed
+
+    monkeypatch.setattr(deepspeed, "DeepSpeedEngine", Engine)
+    model = torch.nn.Linear(1, 1)
+    assert accelerate.utils.other.extract_model_from_parallel(Engine(model)) is model
