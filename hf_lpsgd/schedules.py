@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from .lr_schedulers import counts_evaluations, peak_lr, scheduler_step, steps_per_update, unwrap_scheduler
 from .optim.base import LpOptimizer
+from .optim.grad_rms import FEWEST_UPDATES
 from .optim.options import Choice, check_count
 
 PSchedule = Literal["cosine", "linear", "lr", "constant"]
@@ -150,7 +151,6 @@ class PScheduleTie:
     by_trainer: bool = False
     moves_each_step: bool = True
 
-    _groups: list[dict[str, Any]] = field(default_factory=list, repr=False)
     _still: Counter[int] = field(default_factory=Counter, repr=False)
     _last_place: Any = field(default=None, repr=False)
 
@@ -159,10 +159,7 @@ class PScheduleTie:
 
     def get_p(self) -> list[float]:
         """The p that belongs to the present state of the LR scheduler, one value per param group."""
-        groups = self.optimizer.param_groups
-        if len(groups) >= len(self._groups):  # DeepSpeed's ZeRO shows one group at a time while it steps
-            self._groups = list(groups)
-        return [self._p(group, self._index(group)) for group in groups]
+        return [self._p(group, self._index(group)) for group in self.optimizer.param_groups]
 
     def remove(self) -> None:
         """Cut the tie; p stays as it is."""
@@ -192,8 +189,7 @@ class PScheduleTie:
             group["p"] = p
 
     def _index(self, group: dict[str, Any]) -> int:
-        same = (i for i, known in enumerate(self._groups) if known is group or known["params"] is group["params"])
-        return next(same, 0)
+        return next(index for index, known in enumerate(self.optimizer._every_group()) if known is group)
 
     def _p(self, group: dict[str, Any], index: int) -> float:
         record = P_SCHEDULES[self.schedule]
@@ -340,6 +336,8 @@ def tie_p_schedule(
         stride,
         moves_each_step=moves and _tells_steps(scheduler),
     )
+    base._measurement.updates_wanted = max(FEWEST_UPDATES, warmup)
+    base._measurement.is_tied = True
     setattr(base, _TIE, tie)
     tie._apply()
     return tie

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, overload
@@ -11,9 +12,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from . import functional, grad_rms
 from .functional import check_fused
-from .kernels.tensors import PLAIN_TENSOR_TYPES
-from .options import FOREACH, FUSED, LR, P_MAX, Number, P, Switch
+from .kernels.tensors import PLAIN_TENSOR_TYPES, SumOfSquares
+from .options import FOREACH, FUSED, GRAD_RMS, LR, P_MAX, Number, NumberOrWord, P, Switch
+
+# A param group, its parameters that have gradients, and the gradients.
+Call = tuple[dict[str, Any], list[Tensor], list[Tensor]]
 
 
 class LpOptimizer(Optimizer):
@@ -22,10 +27,14 @@ class LpOptimizer(Optimizer):
     A subclass lists the options of its param groups in `options`, `LR` first, and implements `_update_group`.
     """
 
-    options: ClassVar[tuple[Number | Switch, ...]] = ()
+    options: ClassVar[tuple[Number | NumberOrWord | Switch, ...]] = ()
+
+    # Whether no element may move by more than lr where there is a reference size.
+    _bounded: ClassVar[bool] = True
 
     def __init__(self, params: ParamsT, **defaults: Any) -> None:
         self._check(defaults, "")
+        self._measurement = grad_rms.Measurement()
         super().__init__(params, defaults)
 
     def _check(self, group: dict[str, Any], where: str) -> None:
@@ -55,12 +64,15 @@ class LpOptimizer(Optimizer):
                 param_group.setdefault(name, default)
             self._check(param_group, where)
             param_group.setdefault("p", param_group["p_max"])
+            if grad_rms.takes_part(param_group):
+                grad_rms.join(param_group, self.param_groups)
         super().add_param_group(param_group)
         try:
             self._check_params(self.param_groups[-1], where)
         except ValueError:
             self.param_groups.pop()
             raise
+        self._known_groups = self.param_groups
 
     def _check_params(self, group: dict[str, Any], where: str) -> None:
         for index, param in enumerate(group["params"]):
@@ -86,6 +98,12 @@ class LpOptimizer(Optimizer):
             self._check_owner(group)
             group.setdefault("p", group["p_max"])
             group.setdefault("maximize", False)
+            if GRAD_RMS in self.options:
+                group.setdefault("grad_rms", None)  # which version 0.1.0 did not know
+                group.setdefault("saturation", None)
+                GRAD_RMS.check(group["grad_rms"], " in the loaded state")
+                if grad_rms.takes_part(group) and grad_rms.MEASURED not in group:
+                    grad_rms.join(group, ())
             for name in ("foreach", "fused"):
                 # The implementation is a matter of this machine, not of the one that wrote the checkpoint.
                 group[name] = present[index][name] if present else group.get(name)
@@ -101,6 +119,8 @@ class LpOptimizer(Optimizer):
             if name != "params"
         )
         super().__setstate__(state)
+        self._known_groups = self.param_groups
+        self.__dict__.setdefault("_measurement", grad_rms.Measurement()).begin_anew()
         if is_resume:
             first = self.param_groups[0]
             self._loaded_p = (float(first["p"]), float(first["p_max"]))
@@ -129,6 +149,8 @@ class LpOptimizer(Optimizer):
         words: dict[str, None] = {}
         for before, after in zip(present, loaded, strict=False):
             for name in (*names, "initial_lr"):
+                if name == "grad_rms" and before.get(name) == "auto" and grad_rms.MEASURED in after:
+                    continue  # a number that was asked for as "auto"
                 if name in before and name in after and before[name] != after[name]:
                     shown = "lr (initial_lr)" if name == "initial_lr" else name
                     words[f"{shown} is {_shown(after[name])}, not {_shown(before[name])} as asked for"] = None
@@ -159,12 +181,78 @@ class LpOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         names = ["p", *(option.name for option in self.options if option is not P_MAX)]
-        for group, params, grads in [self._with_gradients(group) for group in self.param_groups]:
+        calls = [self._with_gradients(group) for group in self.param_groups]
+        sizes, measured = self._begin_measuring(calls) if GRAD_RMS in self.options else ([], None)
+        for index, (group, params, grads) in enumerate(calls):
             if params:
-                self._update_group(params, grads, **{name: group[name] for name in names})
+                hyper = {name: group[name] for name in names}
+                if sizes:
+                    squares = measured if grad_rms.takes_part(group) else None
+                    size = sizes[index]
+                    size = None if size is None else size * grad_rms.saturation_of(group)
+                    del hyper["saturation"]
+                    hyper.update(grad_rms=size, squares=squares, bounded=self._bounded)
+                self._update_group(params, grads, **hyper)
+        if measured is not None:
+            self._end_measuring(measured, calls)
         return loss
 
-    def _with_gradients(self, group: dict[str, Any]) -> tuple[dict[str, Any], list[Tensor], list[Tensor]]:
+    def _every_group(self) -> list[dict[str, Any]]:
+        """The param groups, also while DeepSpeed's ZeRO shows one of them at a time."""
+        known: list[dict[str, Any]] = self.__dict__.get("_known_groups", self.param_groups)
+        if any(all(group is not other for other in known) for group in self.param_groups):
+            known = self._known_groups = self.param_groups
+        return known
+
+    def _begin_measuring(self, calls: list[Call]) -> tuple[list[float | None], SumOfSquares | None]:
+        """The reference size for each of `calls`, and what is to gather squares, if they are still measured."""
+        measuring = self._measuring()
+        if measuring:
+            for group in measuring:
+                if grad_rms.MEASURED not in group:  # "auto" was written into the group
+                    grad_rms.join(group, self._every_group())
+            measuring = self._measuring()
+        if measuring:
+            first = next((group["params"][0] for group in self.param_groups if group["params"]), None)
+            self._measurement.begin_call(measuring, first)
+            measuring = self._measuring()
+        if not measuring:
+            return [grad_rms.reference_size(group) for group, _, _ in calls], None
+        size = grad_rms.size_before(measuring[0])
+        if size is not None:
+            takes_part = [grad_rms.takes_part(group) for group, _, _ in calls]
+            own = [grad_rms.reference_size(group) for group, _, _ in calls]
+            return [size if measured else mine for measured, mine in zip(takes_part, own, strict=True)], SumOfSquares()
+        # Nothing is known yet, so each group is measured before its first step.
+        return self._measure_ahead(calls), None
+
+    def _measure_ahead(self, calls: list[Call]) -> list[float | None]:
+        ahead = [SumOfSquares() for _ in calls]
+        for squares, (group, params, grads) in zip(ahead, calls, strict=True):
+            if grad_rms.takes_part(group):
+                triples = list(zip(params, grads, self._buffers(params), strict=True))
+                functional.measure_ahead(triples, group.get("momentum", 0.0), squares)
+        sums = grad_rms.add_up([(squares.total(), squares.count) for squares in ahead], _device_of(calls))
+        self._measurement.end_call(self._measuring(), sums)
+        sizes: list[float | None] = []
+        for (group, _, _), (squares_of_all, count) in zip(calls, sums, strict=True):
+            own = grad_rms.root_mean_square(squares_of_all, count) if count else 0.0
+            usable = own if own > grad_rms.SMALLEST and math.isfinite(own) else 1.0
+            sizes.append(usable if grad_rms.takes_part(group) else grad_rms.reference_size(group))
+        return sizes
+
+    def _end_measuring(self, measured: SumOfSquares, calls: list[Call]) -> None:
+        sums = grad_rms.add_up([(measured.total(), measured.count)], _device_of(calls))
+        self._measurement.end_call(self._measuring(), sums)
+
+    def _measuring(self) -> list[dict[str, Any]]:
+        return [group for group in self._every_group() if grad_rms.takes_part(group)]
+
+    def _buffers(self, params: list[Tensor]) -> Sequence[Tensor | None]:
+        """The momentum buffers of `params`, made where there are none yet."""
+        return [None] * len(params)
+
+    def _with_gradients(self, group: dict[str, Any]) -> Call:
         params, grads = [], []
         if not torch.compiler.is_compiling():
             self._check_options_in_force(group)
@@ -203,6 +291,10 @@ class LpOptimizer(Optimizer):
     def _update_group(self, params: list[Tensor], grads: list[Tensor], **hyper: Any) -> None:
         """Make the step of one param group, given `p` and all of `options` except `p_max`."""
         raise NotImplementedError(f"{type(self).__name__} does not say how to update a param group")
+
+
+def _device_of(calls: list[Call]) -> torch.device | None:
+    return next((param.device for _, params, _ in calls for param in params), None)
 
 
 def _check_implementation(group: dict[str, Any], where: str) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from functools import cache
 from typing import Literal
@@ -14,7 +15,14 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from .kernels import FUSED_KERNELS, torch_ops
-from .kernels.tensors import PLAIN_TENSOR_TYPES, ParamGradBuffer, StepHyperparameters, local, share_memory_order
+from .kernels.tensors import (
+    PLAIN_TENSOR_TYPES,
+    ParamGradBuffer,
+    StepHyperparameters,
+    SumOfSquares,
+    local,
+    share_memory_order,
+)
 
 _FOREACH_DEVICES = ("cuda", "xpu", "mtia")
 
@@ -36,6 +44,9 @@ def lpsgd(
     p: float,
     eps: float,
     weight_decay: float,
+    grad_rms: float | None = None,
+    bounded: bool = True,
+    squares: SumOfSquares | None = None,
     maximize: bool = False,
     foreach: bool | None = None,
     fused: bool | None = None,
@@ -49,6 +60,11 @@ def lpsgd(
         p: order of the norm, at least 2. At 2 there is no rescaling, and it costs nothing.
         eps: added to `|g|` before the power.
         weight_decay: decoupled weight decay.
+        grad_rms: reference size r of the gradient; the update is then `lr * g/r / (|g|/r)^rho` for `|g| <= r`. None is
+            the paper's step, where r is 1 and nothing is bounded.
+        bounded: with `grad_rms`, take r for the magnitude of a larger gradient, so that no element moves by more than
+            lr.
+        squares: gathers the sum of the squares of the gradients.
         maximize: ascend instead of descend.
         foreach: use the foreach implementation, or not; see `fused`.
         fused: use the fused implementation, or not. Where both are None, the best available one is used: fused on
@@ -59,7 +75,7 @@ def lpsgd(
     Raises:
         ValueError: `fused` is True and there is no fused implementation for a parameter's device; nothing was changed.
     """
-    hyper = StepHyperparameters(lr, 0.0, rescaling_exponent(p), eps, weight_decay, maximize)
+    hyper = _hyperparameters(lr, 0.0, p, eps, weight_decay, maximize, grad_rms, bounded, squares)
     _update(list(zip(params, grads, [None] * len(params), strict=True)), hyper, foreach, fused)
 
 
@@ -74,6 +90,9 @@ def lpsgdm(
     p: float,
     eps: float,
     weight_decay: float,
+    grad_rms: float | None = None,
+    bounded: bool = True,
+    squares: SumOfSquares | None = None,
     maximize: bool = False,
     foreach: bool | None = None,
     fused: bool | None = None,
@@ -89,8 +108,32 @@ def lpsgdm(
             dtype, changed in place.
         momentum: decay of the moving average, in [0, 1).
     """
-    hyper = StepHyperparameters(lr, momentum, rescaling_exponent(p), eps, weight_decay, maximize)
+    hyper = _hyperparameters(lr, momentum, p, eps, weight_decay, maximize, grad_rms, bounded, squares)
     _update(list(zip(params, grads, momentum_buffers, strict=True)), hyper, foreach, fused)
+
+
+def _hyperparameters(
+    lr: float | Tensor,
+    momentum: float,
+    p: float,
+    eps: float,
+    weight_decay: float,
+    maximize: bool,
+    grad_rms: float | None,
+    bounded: bool,
+    squares: SumOfSquares | None,
+) -> StepHyperparameters:
+    rho = rescaling_exponent(p)
+    # g/r / (|g|/r)^rho is g / |g|^rho times this.
+    lr_scale = 1.0 if grad_rms is None else grad_rms ** (rho - 1.0)
+    bound = math.inf if grad_rms is None or not bounded else grad_rms
+    return StepHyperparameters(lr, momentum, rho, eps, weight_decay, maximize, lr_scale, bound, squares)
+
+
+@torch.no_grad()
+def measure_ahead(triples: list[ParamGradBuffer], momentum: float, squares: SumOfSquares) -> None:
+    """Gather the squares that a step of `triples` would gather, without making it."""
+    torch_ops.measure_ahead([local(triple) for triple in triples], momentum, squares)
 
 
 def why_not_fused(device: torch.device) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from . import functional
 from .base import LpOptimizer
-from .options import EPS, FOREACH, FUSED, LR, MAXIMIZE, MOMENTUM, P_MAX, WEIGHT_DECAY
+from .options import EPS, FOREACH, FUSED, GRAD_RMS, LR, MAXIMIZE, MOMENTUM, P_MAX, SATURATION, WEIGHT_DECAY
 
 
 class LPSGDM(LpOptimizer):
@@ -34,6 +34,11 @@ class LPSGDM(LpOptimizer):
         p_max: the largest order of the norm, at least 2.
         eps: added to `|m|` before the power, at least 0.
         weight_decay: decoupled weight decay, at least 0.
+        grad_rms: None for the paper's step. A number r divides m by r and bounds it, so that an element moves by
+            `lr * min(|m|/r, 1)^(1/(p-1))` and one learning rate serves every p. `"auto"` measures the root mean
+            square of m over the warm-up of the LR scheduler that p is tied to, at least over 20 steps, and then
+            freezes it, as a number in the param groups. Weight decay is not scaled.
+        saturation: with `grad_rms`, r is `saturation * grad_rms`. None is 0.1 with `"auto"`, and 1 with a number.
         maximize: ascend the objective.
         foreach: use the foreach implementation, or not.
         fused: use the fused implementation, or not: a Triton kernel on CUDA, compiled C++ on a CPU. Where `foreach`
@@ -45,7 +50,7 @@ class LPSGDM(LpOptimizer):
             `fused` is True and there is no fused implementation for a parameter's device.
     """
 
-    options = (LR, P_MAX, MOMENTUM, EPS, WEIGHT_DECAY, MAXIMIZE, FOREACH, FUSED)
+    options = (LR, P_MAX, MOMENTUM, EPS, WEIGHT_DECAY, GRAD_RMS, SATURATION, MAXIMIZE, FOREACH, FUSED)
 
     def __init__(
         self,
@@ -56,18 +61,24 @@ class LPSGDM(LpOptimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         *,
+        grad_rms: float | Literal["auto"] | None = None,
+        saturation: float | None = None,
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
     ) -> None:
         numbers = {"lr": lr, "momentum": momentum, "p_max": p_max, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, **numbers, maximize=maximize, foreach=foreach, fused=fused)
+        switches = {"maximize": maximize, "foreach": foreach, "fused": fused}
+        super().__init__(params, **numbers, grad_rms=grad_rms, saturation=saturation, **switches)
 
-    def _update_group(self, params: list[Tensor], grads: list[Tensor], **hyper: Any) -> None:
+    def _buffers(self, params: list[Tensor]) -> list[Tensor]:
         buffers = []
         for param in params:
             state = self.state[param]
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(param, memory_format=torch.preserve_format)
             buffers.append(state["momentum_buffer"])
-        functional.lpsgdm(params, grads, buffers, **hyper)
+        return buffers
+
+    def _update_group(self, params: list[Tensor], grads: list[Tensor], **hyper: Any) -> None:
+        functional.lpsgdm(params, grads, self._buffers(params), **hyper)

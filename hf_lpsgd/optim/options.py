@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -82,6 +83,35 @@ class Switch:
 
 
 @dataclass(frozen=True)
+class NumberOrWord:
+    """An option that takes None, a number of at least `low`, or `word` if there is one; a key of `optim_args`."""
+
+    name: str
+    meaning: str
+    low: float
+    word: str | None = None
+
+    @property
+    def allowed(self) -> str:
+        words = "None" if self.word is None else f"None, {self.word!r}"
+        return f"{words} or a finite number of at least {self.low:g}"
+
+    @property
+    def form(self) -> str:
+        """How to write it in `optim_args`."""
+        words = [word for word in (self.word, "none") if word is not None]
+        return ", ".join(f"{self.name}={word}" for word in words) + f" or {self.name}=NUMBER"
+
+    def check(self, value: Any, where: str = "") -> float | str | None:
+        """Return `value`, if it is allowed; a number as a float."""
+        if value is None or (isinstance(value, str) and value == self.word):
+            return value
+        with suppress(ValueError):
+            return Number(self.name, self.meaning, self.low).check(value)
+        raise invalid(self.name + where, value, self.allowed)
+
+
+@dataclass(frozen=True)
 class Choice:
     """An option that takes one of `names`, which each check looks up anew, so that a table may grow."""
 
@@ -105,7 +135,7 @@ class Choice:
         raise invalid(self.name + where, value, self.allowed)
 
 
-Option = Number | Switch | Choice
+Option = Number | NumberOrWord | Switch | Choice
 
 LR = Number("lr", "learning rate", trainer_flag="--learning_rate")
 P_MAX = Number("p_max", "largest order p of the norm", low=2.0, note="2 is SGD, 1e6 is sign descent in effect")
@@ -113,6 +143,12 @@ P = Number("p", "order of the norm in force", low=2.0)
 MOMENTUM = Number("momentum", "decay of the moving average of the gradient", below=1.0)
 EPS = Number("eps", "added to the magnitude before the power")
 WEIGHT_DECAY = Number("weight_decay", "decoupled weight decay", trainer_flag="--weight_decay")
+GRAD_RMS = NumberOrWord(
+    "grad_rms", "root mean square of the gradient, which the step divides by; auto measures it", low=1e-30, word="auto"
+)
+SATURATION = NumberOrWord(
+    "saturation", "share of grad_rms from which on an element moves by lr; None is 0.1 with auto, else 1", low=1e-6
+)
 MAXIMIZE = Switch("maximize", "ascend the objective instead of descending", optional=False, for_trainer=False)
 FOREACH = Switch("foreach", "True or False to use the foreach implementation or not, None for the best available")
 FUSED = Switch("fused", "the same for the fused implementation: Triton on CUDA, compiled C++ on a CPU")

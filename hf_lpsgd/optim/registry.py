@@ -9,7 +9,7 @@ from typing import Any
 from .base import LpOptimizer
 from .lpsgd import LPSGD
 from .lpsgdm import LPSGDM
-from .options import Number, Switch
+from .options import Number, NumberOrWord, Switch
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class OptimizerRecord:
     description: str
 
     @property
-    def options(self) -> tuple[Number | Switch, ...]:
+    def options(self) -> tuple[Number | NumberOrWord | Switch, ...]:
         """The options of its param groups, with their ranges and meanings."""
         return self.cls.options
 

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from ..optim import OPTIMIZERS, OptimizerRecord
 from ..optim.functional import check_fused
-from ..optim.options import LR, WEIGHT_DECAY, Number, Option, Switch, invalid
+from ..optim.options import LR, WEIGHT_DECAY, Number, NumberOrWord, Option, Switch, invalid
 from ..processes import check_processes
 from ..schedules import P_GRANULARITY, P_SCHEDULE, Granularity, PSchedule, check_schedule
 
@@ -149,7 +149,11 @@ def _parse(record: OptimizerRecord, text: str) -> OptimArgs:
 
 
 def _keys(record: OptimizerRecord) -> dict[str, Option]:
-    numbers = [option for option in record.options if isinstance(option, Number) and option.trainer_flag is None]
+    numbers = [
+        option
+        for option in record.options
+        if isinstance(option, NumberOrWord) or (isinstance(option, Number) and option.trainer_flag is None)
+    ]
     switches = [option for option in record.options if isinstance(option, Switch) and option.for_trainer]
     options: list[Option] = [*numbers, P_SCHEDULE, P_GRANULARITY, *switches]
     return {option.name: option for option in options}
@@ -157,7 +161,9 @@ def _keys(record: OptimizerRecord) -> dict[str, Option]:
 
 def _read(option: Option, text: str) -> Any:
     value: Any = text
-    if isinstance(option, Number):
+    if isinstance(option, NumberOrWord) and text.lower() == "none":
+        value = None
+    elif isinstance(option, Number | NumberOrWord):
         with suppress(ValueError):  # the check tells
             value = float(text)
     elif isinstance(option, Switch):

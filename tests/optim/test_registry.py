@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_lpsgd.optim import OPTIMIZERS
-from hf_lpsgd.optim.options import LR, P_MAX, Number
+from hf_lpsgd.optim.options import LR, P_MAX, Number, NumberOrWord
 
 RECORDS = pytest.mark.parametrize("record", OPTIMIZERS.values(), ids=OPTIMIZERS)
 OPTIONS = [(record, option) for record in OPTIMIZERS.values() for option in record.options]
@@ -27,6 +27,13 @@ def test_the_constructor_takes_the_range_that_the_record_tells_and_no_more(recor
     def make(value):
         return record.cls([torch.ones(1)], **{option.name: value}).param_groups[0][option.name]
 
+    if isinstance(option, NumberOrWord):
+        words = [None, *([option.word] if option.word else [])]
+        assert [make(value) for value in (*words, option.low, 2)] == [*words, option.low, 2.0]
+        for value in (0, -1.0, option.low / 2, float("nan"), float("inf"), "atuo", True, torch.ones(2)):
+            with pytest.raises(ValueError, match=f"Invalid {option.name}: .* It must be None.* or a finite num"):
+                make(value)
+        return
     if not isinstance(option, Number):
         assert make(False) is False
         with pytest.raises(ValueError, match=f"Invalid {option.name}: 3. It must be {option.allowed}"):

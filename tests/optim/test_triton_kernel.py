@@ -8,7 +8,7 @@ import torch
 
 from hf_lpsgd.optim.kernels import cuda
 
-SCALARS = ("grad_weight", "rho", "eps", "weight_decay", "sign")
+SCALARS = ("grad_weight", "rho", "eps", "weight_decay", "sign", "lr_scale", "bound")
 
 
 @pytest.fixture
@@ -18,15 +18,17 @@ def compile_kernel(load_kernel):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    def run(capability, param, grad, buffer, lr="fp32"):
+    def run(capability, param, grad, buffer, lr="fp32", measure=False):
         constants = {
             "PARAM_DTYPE": getattr(tl, param),
             "GRAD_DTYPE": getattr(tl, grad),
             "BUFFER_DTYPE": buffer and getattr(tl, buffer),
             "LR_IS_TENSOR": lr.startswith("*"),
+            "MEASURE": measure,
             "BLOCK": kernel.BLOCK,
         }
         signature = {"table": "*i64", "tensor_of_block": "*i32", "lr": lr, **dict.fromkeys(SCALARS, "fp32")}
+        signature["squares"] = "*fp32"
         signature.update(dict.fromkeys(constants, "constexpr"))
         aligned = {(index,): [["tt.divisibility", 16]] for index in range(2)}
         source = ASTSource(kernel.lp_step, signature, constants, aligned)
@@ -78,6 +80,14 @@ def test_a_learning_rate_on_the_device_is_read_there(compile_kernel):
     number = compile_kernel(90, "float32", "float32", None)
     tensor = compile_kernel(90, "float32", "float32", None, lr="*fp32")
     assert tensor.count("ld.global") == number.count("ld.global") + 1
+
+
+@pytest.mark.parametrize("buffer", ["float32", None])
+def test_what_is_measured_costs_one_number_per_block_and_no_other_access_of_memory(compile_kernel, buffer):
+    with_it, without = (compile_kernel(90, "float32", "float32", buffer, measure=flag) for flag in (True, False))
+    for kind in (r"ld\.global", r"st\.global\.v4"):
+        assert len(re.findall(kind, with_it)) == len(re.findall(kind, without))
+    assert not re.search(r"(ld|st)\.local", with_it)
 
 
 def test_the_table_tells_where_each_tensor_and_its_blocks_are_and_whether_16_bytes_can_be_moved_at_a_time():

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .tensors import ParamGradBuffer, StepHyperparameters
 
-_INTERFACE = 1
+_INTERFACE = 2
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 _INSTALL = (
@@ -48,7 +48,7 @@ def _library() -> ctypes.CDLL | str:
     library.hf_lpsgd_instructions.restype = ctypes.c_char_p
     library.hf_lpsgd_step.restype = None
     library.hf_lpsgd_step.argtypes = (
-        [ctypes.c_int64] + [ctypes.c_void_p] * 5 + [ctypes.c_float] * 5 + [ctypes.c_int32] * 2
+        [ctypes.c_int64] + [ctypes.c_void_p] * 5 + [ctypes.c_float] * 6 + [ctypes.c_int32] * 2 + [ctypes.c_void_p]
     )
     return library
 
@@ -74,12 +74,13 @@ def step(triples: list[ParamGradBuffer], hyper: StepHyperparameters) -> bool:
     """Update dense tensors in place, as the contract of [`hf_lpsgd.optim.kernels`][] says; always True."""
     library = _library()
     assert isinstance(library, ctypes.CDLL)
-    lr, momentum, rho, eps, weight_decay, maximize = hyper
+    lr, momentum, rho, eps, weight_decay, maximize, lr_scale, bound, squares = hyper
     lr = float(lr)
     params, grads, buffers = zip(*triples, strict=True)
     addresses = ctypes.c_int64 * len(triples)
     has_buffers = buffers[0] is not None
     dtypes = [_DTYPES[t.dtype] for t in triples[0] if t is not None]
+    measured = None if squares is None else ctypes.c_double()
     library.hf_lpsgd_step(
         len(triples),
         addresses(*map(Tensor.data_ptr, params)),
@@ -87,12 +88,16 @@ def step(triples: list[ParamGradBuffer], hyper: StepHyperparameters) -> bool:
         addresses(*map(Tensor.data_ptr, buffers)) if has_buffers else None,
         addresses(*map(Tensor.numel, params)),
         (ctypes.c_int32 * len(dtypes))(*dtypes),
-        lr,
+        lr * lr_scale,
         1 - lr * weight_decay,
         1 - momentum,
         rho,
         eps,
+        bound,
         maximize,
         1 if _in_forked_child else torch.get_num_threads(),
+        None if measured is None else ctypes.byref(measured),
     )
+    if squares is not None and measured is not None:
+        squares.add(measured.value, sum(map(Tensor.numel, params)))
     return True

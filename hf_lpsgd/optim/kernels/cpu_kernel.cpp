@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <vector>
 
 #include <omp.h>
 
@@ -28,7 +29,7 @@ constexpr int64_t kAlign = 64;         // threads meet at multiples of this, so 
 constexpr int64_t kPerThread = 32768;  // elements below which another thread costs more than it brings, as in ATen
 
 struct Options {
-  float lr, decay, weight, rho, eps, sign;  // weight is that of the gradient in the mean, 1 - momentum
+  float lr, decay, weight, rho, eps, bound, sign;  // weight is that of the gradient in the mean, 1 - momentum
 };
 
 struct Tensors {
@@ -96,6 +97,9 @@ INLINE void update(float* __restrict param, const float* __restrict grad, float*
     if (mean_kind == kHeavyMomentum) mean = buffer[i] + o.weight * (mean - buffer[i]);
     if (mean_kind == kLightMomentum) mean = mean - (1.0f - o.weight) * (mean - buffer[i]);
     if (mean_kind != kNoMomentum) buffer[i] = mean;
+    // Written so that NaN stays NaN.
+    mean = mean > o.bound ? o.bound : mean;
+    mean = mean < -o.bound ? -o.bound : mean;
     if (rescale) {
       param[i] = o.decay * param[i] - (o.lr * mean) * power_of(std::fabs(mean) + o.eps, o.rho);
     } else {
@@ -165,9 +169,17 @@ INLINE void close(void* data, int32_t dtype, int64_t start, int64_t size, const 
   }
 }
 
+INLINE double sum_of_squares(const float* values, int64_t size) {
+  double sum = 0.0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < size; ++i) sum += static_cast<double>(values[i]) * static_cast<double>(values[i]);
+  return sum;
+}
+
+// Adds the squares of the mean, or without momentum of the gradient, to `*squares` unless that is null.
 template <Mean mean_kind, bool rescale>
 INLINE void update_range(const Tensors& tensors, const int32_t* dtypes, int64_t start, int64_t end,
-                         const Options& options) {
+                         const Options& options, double* squares) {
   alignas(64) float params[kTile], grads[kTile], buffers[kTile];
   while (start < end) {
     int64_t size = std::min(end - start, kTile);
@@ -176,27 +188,28 @@ INLINE void update_range(const Tensors& tensors, const int32_t* dtypes, int64_t 
     const float* grad = open(const_cast<void*>(tensors.grad), dtypes[1], start, size, grads);
     float* buffer = mean_kind == kNoMomentum ? nullptr : open(tensors.buffer, dtypes[2], start, size, buffers);
     update<mean_kind, rescale>(param, grad, buffer, (size + kLanes - 1) / kLanes * kLanes, options);
+    if (squares != nullptr) *squares += sum_of_squares(mean_kind == kNoMomentum ? grad : buffer, size);
     close(tensors.param, dtypes[0], start, size, param);
     if (mean_kind != kNoMomentum) close(tensors.buffer, dtypes[2], start, size, buffer);
     start += size;
   }
 }
 
-using RangeUpdate = void (*)(const Tensors&, const int32_t*, int64_t, int64_t, const Options&, Mean, bool);
+using RangeUpdate = void (*)(const Tensors&, const int32_t*, int64_t, int64_t, const Options&, Mean, bool, double*);
 
 // One copy of the loops per instruction set. The best one that the CPU has is chosen at run time.
 #define DEFINE_RANGE_UPDATE(name, target)                                                               \
   target void name(const Tensors& tensors, const int32_t* dtypes, int64_t start, int64_t end,           \
-                   const Options& options, Mean mean, bool rescale) {                                   \
+                   const Options& options, Mean mean, bool rescale, double* squares) {                  \
     if (mean == kNoMomentum) {                                                                          \
-      rescale ? update_range<kNoMomentum, true>(tensors, dtypes, start, end, options)                   \
-              : update_range<kNoMomentum, false>(tensors, dtypes, start, end, options);                 \
+      rescale ? update_range<kNoMomentum, true>(tensors, dtypes, start, end, options, squares)                   \
+              : update_range<kNoMomentum, false>(tensors, dtypes, start, end, options, squares);                 \
     } else if (mean == kHeavyMomentum) {                                                                \
-      rescale ? update_range<kHeavyMomentum, true>(tensors, dtypes, start, end, options)                \
-              : update_range<kHeavyMomentum, false>(tensors, dtypes, start, end, options);              \
+      rescale ? update_range<kHeavyMomentum, true>(tensors, dtypes, start, end, options, squares)                \
+              : update_range<kHeavyMomentum, false>(tensors, dtypes, start, end, options, squares);              \
     } else {                                                                                            \
-      rescale ? update_range<kLightMomentum, true>(tensors, dtypes, start, end, options)                \
-              : update_range<kLightMomentum, false>(tensors, dtypes, start, end, options);              \
+      rescale ? update_range<kLightMomentum, true>(tensors, dtypes, start, end, options, squares)                \
+              : update_range<kLightMomentum, false>(tensors, dtypes, start, end, options, squares);              \
     }                                                                                                   \
   }
 
@@ -249,34 +262,43 @@ int64_t cut(int64_t bound, int64_t first, int64_t size) {
 extern "C" {
 
 // Changes whenever the signature below does, so that a library built from other sources is not called.
-int32_t hf_lpsgd_interface() { return 1; }
+int32_t hf_lpsgd_interface() { return 2; }
 
 // The instruction set in use: AVX512, AVX2 or DEFAULT.
 const char* hf_lpsgd_instructions() { return implementation().instructions; }
 
 // Updates `count` dense tensors in place. `buffers` is null for LPSGD. `dtypes` are those of the parameters, the
-// gradients and the buffers; all tensors share them. `most_threads` is the largest number of threads to use.
+// gradients and the buffers; all tensors share them. The mean (for LPSGD the gradient) is cut off at `bound` for the
+// update. `most_threads` is the largest number of threads to use. Where `squares` is not null, it gets the sum of the
+// squares of the means, before they are cut off.
 void hf_lpsgd_step(int64_t count, void* const* params, const void* const* grads, void* const* buffers,
                    const int64_t* sizes, const int32_t* dtypes, float lr, float decay, float weight, float rho,
-                   float eps, int32_t maximize, int32_t most_threads) {
+                   float eps, float bound, int32_t maximize, int32_t most_threads, double* squares) {
   const RangeUpdate update = implementation().update;
-  const Options options{lr, decay, weight, rho, eps, maximize ? -1.0f : 1.0f};
+  const Options options{lr, decay, weight, rho, eps, bound, maximize ? -1.0f : 1.0f};
   const Mean mean = buffers == nullptr ? kNoMomentum : weight < 0.5f ? kHeavyMomentum : kLightMomentum;
   int64_t total = 0;
   for (int64_t index = 0; index < count; ++index) total += sizes[index];
   const int64_t useful = (total + kPerThread - 1) / kPerThread;
   const int threads = static_cast<int>(std::clamp<int64_t>(useful, 1, std::max(most_threads, 1)));
+  std::vector<double> measured(threads, 0.0);  // summed in one order, whichever thread is the first to be done
 #pragma omp parallel num_threads(threads)
   {
     const int64_t team = omp_get_num_threads(), thread = omp_get_thread_num();
     const int64_t begin = total / team * thread + std::min(thread, total % team);
     const int64_t end = total / team * (thread + 1) + std::min(thread + 1, total % team);
     int64_t first = 0;
+    double sum = 0.0;
     for (int64_t index = 0; index < count && first < end; first += sizes[index++]) {
       const Tensors tensors{params[index], grads[index], buffers == nullptr ? nullptr : buffers[index]};
       const int64_t from = cut(begin, first, sizes[index]), to = cut(end, first, sizes[index]);
-      if (from < to) update(tensors, dtypes, from, to, options, mean, rho != 0.0f);
+      if (from < to) update(tensors, dtypes, from, to, options, mean, rho != 0.0f, squares == nullptr ? nullptr : &sum);
     }
+    measured[thread] = sum;
+  }
+  if (squares != nullptr) {
+    *squares = 0.0;
+    for (const double sum : measured) *squares += sum;
   }
 }
 }

@@ -80,7 +80,7 @@ def step(triples: list[ParamGradBuffer], hyper: StepHyperparameters) -> bool:
     """
     from . import triton_kernel as kernel
 
-    lr, momentum, rho, eps, weight_decay, maximize = hyper
+    lr, momentum, rho, eps, weight_decay, maximize, lr_scale, bound, squares = hyper
     device = triples[0][0].device
     # For an int or a NumPy number triton would compile again, or fail.
     lr = lr if isinstance(lr, Tensor) and lr.device == device else float(lr)
@@ -92,6 +92,7 @@ def step(triples: list[ParamGradBuffer], hyper: StepHyperparameters) -> bool:
         table = _on_device((addresses, sizes, device), lambda: _table(addresses, sizes, kernel.BLOCK), device)
         if tensor_of_block is None or table is None:
             return False
+        measured = None if squares is None else torch.empty(len(tensor_of_block), device=device)
         param_dtype, grad_dtype, buffer_dtype = (None if t is None else kernel.DTYPES[t.dtype] for t in triples[0])
         kernel.lp_step[(len(tensor_of_block),)](
             table,
@@ -102,13 +103,19 @@ def step(triples: list[ParamGradBuffer], hyper: StepHyperparameters) -> bool:
             float(eps),
             float(weight_decay),
             -1.0 if maximize else 1.0,
+            float(lr_scale),
+            float(bound),
+            table if measured is None else measured,
             PARAM_DTYPE=param_dtype,
             GRAD_DTYPE=grad_dtype,
             BUFFER_DTYPE=buffer_dtype,
             LR_IS_TENSOR=isinstance(lr, Tensor),
+            MEASURE=measured is not None,
             BLOCK=kernel.BLOCK,
             num_warps=kernel.NUM_WARPS,
         )
+        if squares is not None and measured is not None:
+            squares.add(measured.double().sum(), sum(sizes))
     return True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -16,6 +17,23 @@ PLAIN_TENSOR_TYPES = (Tensor, Parameter)
 ParamGradBuffer = tuple[Tensor, Tensor, Tensor | None]
 
 
+class SumOfSquares:
+    """A sum of squares over elements of many tensors, on any devices, read only when it is asked for."""
+
+    def __init__(self) -> None:
+        self._parts: list[float | Tensor] = []
+        self.count = 0
+
+    def add(self, squares: float | Tensor, count: int) -> None:
+        """Add the sum of the squares of `count` elements; a tensor of one element is not read yet."""
+        self._parts.append(squares)
+        self.count += count
+
+    def total(self) -> float:
+        """The sum so far."""
+        return math.fsum(float(part) for part in self._parts)
+
+
 class StepHyperparameters(NamedTuple):
     """The hyperparameters of one step of a param group."""
 
@@ -25,6 +43,9 @@ class StepHyperparameters(NamedTuple):
     eps: float
     weight_decay: float
     maximize: bool
+    lr_scale: float = 1.0  # the learning rate of the update over that of the decay
+    bound: float = math.inf  # magnitude at which the gradient, or its mean, is cut off for the update
+    squares: SumOfSquares | None = None  # gathers the squares of the gradient, or of its mean, before the cut
 
 
 def local(triple: ParamGradBuffer) -> ParamGradBuffer:

@@ -5,9 +5,11 @@ Tensors are updated in blocks. So the temporaries of a step stay below a constan
 
 from __future__ import annotations
 
+import math
+
 import torch
 
-from .tensors import ParamGradBuffer, StepHyperparameters, blocks
+from .tensors import ParamGradBuffer, StepHyperparameters, SumOfSquares, blocks
 
 # Elements of a block. On a CPU a temporary takes 1 MiB. On an accelerator a block is large enough to fill the device,
 # and the four float32 temporaries of a low-precision step take 32 MiB.
@@ -44,7 +46,7 @@ def step(triples: list[ParamGradBuffer], hyper: StepHyperparameters, *, foreach:
 
 def _single_tensor(block: ParamGradBuffer, hyper: StepHyperparameters, lr: float, dtype: torch.dtype) -> None:
     param, grad, buffer = block
-    _, momentum, rho, eps, weight_decay, maximize = hyper
+    _, momentum, rho, eps, weight_decay, maximize, lr_scale, bound, squares = hyper
     grad = grad.to(dtype)
     if maximize:
         grad = -grad
@@ -54,23 +56,43 @@ def _single_tensor(block: ParamGradBuffer, hyper: StepHyperparameters, lr: float
         mean.lerp_(grad, 1 - momentum)
         if mean is not buffer:
             buffer.copy_(mean)
+    if squares is not None:
+        squares.add(_squares(mean), mean.numel())
+    if bound < math.inf:
+        mean = mean.clamp(-bound, bound)
+    update_lr = lr * lr_scale
     theta = param if param.dtype == dtype else param.to(dtype)
     if weight_decay != 0:
         theta.mul_(1 - lr * weight_decay)
     if rho == 0:
-        theta.add_(mean, alpha=-lr)
+        theta.add_(mean, alpha=-update_lr)
     else:
         scale = mean.abs().add_(eps)
         if eps < torch.finfo(dtype).tiny:
             scale.clamp_min_(torch.finfo(dtype).tiny)
         scale.log2_().mul_(-rho).exp2_()
-        theta.addcmul_(mean, scale, value=-lr)
+        theta.addcmul_(mean, scale, value=-update_lr)
     if theta is not param:
         param.copy_(theta)
 
 
+def measure_ahead(triples: list[ParamGradBuffer], momentum: float, squares: SumOfSquares) -> None:
+    """Gather the squares that a step of `triples` would gather, and change nothing."""
+    for _, grad, buffer in blocks(triples, _CPU_BLOCK):
+        dtype = torch.promote_types(grad.dtype, torch.float32)
+        mean = grad.to(dtype)
+        if buffer is not None:
+            mean = buffer.to(dtype).lerp(mean, 1 - momentum)
+        squares.add(_squares(mean), mean.numel())
+
+
+def _squares(tensor: torch.Tensor) -> torch.Tensor:
+    norm: torch.Tensor = torch.linalg.vector_norm(tensor, dtype=torch.float64)
+    return norm.square()
+
+
 def _multi_tensor(batch: list[ParamGradBuffer], hyper: StepHyperparameters, lr: float, dtype: torch.dtype) -> None:
-    _, momentum, rho, eps, weight_decay, maximize = hyper
+    _, momentum, rho, eps, weight_decay, maximize, lr_scale, bound, squares = hyper
     params = [param for param, _, _ in batch]
     grads = [grad.to(dtype) for _, grad, _ in batch]
     if maximize:
@@ -82,11 +104,17 @@ def _multi_tensor(batch: list[ParamGradBuffer], hyper: StepHyperparameters, lr: 
         torch._foreach_lerp_(means, grads, 1 - momentum)
         if buffers[0].dtype != dtype:
             torch._foreach_copy_(buffers, means)
+    if squares is not None:
+        for mean in means:
+            squares.add(_squares(mean), mean.numel())
+    if bound < math.inf:
+        means = [mean.clamp(-bound, bound) for mean in means]
+    update_lr = lr * lr_scale
     thetas = [param.to(dtype) for param in params]
     if weight_decay != 0:
         torch._foreach_mul_(thetas, 1 - lr * weight_decay)
     if rho == 0:
-        torch._foreach_add_(thetas, means, alpha=-lr)
+        torch._foreach_add_(thetas, means, alpha=-update_lr)
     else:
         scales = list(torch._foreach_abs(means))
         torch._foreach_add_(scales, eps)
@@ -98,6 +126,6 @@ def _multi_tensor(batch: list[ParamGradBuffer], hyper: StepHyperparameters, lr: 
                 scale.log2_().mul_(-rho).exp2_()
         else:
             torch._foreach_pow_(scales, -rho)
-        torch._foreach_addcmul_(thetas, means, scales, -lr)
+        torch._foreach_addcmul_(thetas, means, scales, -update_lr)
     if params[0].dtype != dtype:
         torch._foreach_copy_(params, thetas)

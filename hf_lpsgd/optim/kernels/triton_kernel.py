@@ -22,17 +22,22 @@ def lp_step(
     eps,
     weight_decay,
     sign,
+    lr_scale,
+    bound,
+    squares,
     PARAM_DTYPE: tl.constexpr,
     GRAD_DTYPE: tl.constexpr,
     BUFFER_DTYPE: tl.constexpr,
     LR_IS_TENSOR: tl.constexpr,
+    MEASURE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Update one block of one tensor.
 
     `table` has a row of six int64 per tensor: the addresses of parameter, gradient and momentum buffer, the number of
     elements, the number of the tensor's first block, and whether all three addresses are multiples of 16.
-    `tensor_of_block` gives the row of each block. BUFFER_DTYPE is None for LPSGD.
+    `tensor_of_block` gives the row of each block. BUFFER_DTYPE is None for LPSGD. With MEASURE, the sum of the squares
+    of a block's means, or for LPSGD of its gradients, goes to `squares`.
     """
     block = tl.program_id(0)
     row = table + tl.load(tensor_of_block + block) * 6
@@ -53,11 +58,43 @@ def lp_step(
         params, grads = tl.multiple_of(param, 16) + start, tl.multiple_of(grad, 16) + start
         buffers = tl.multiple_of(buffer, 16) + start
         _update(
-            params, grads, buffers, remaining, lr, grad_weight, rho, eps, weight_decay, sign, HAS_BUFFER, True, BLOCK
+            params,
+            grads,
+            buffers,
+            remaining,
+            lr,
+            grad_weight,
+            rho,
+            eps,
+            weight_decay,
+            sign,
+            lr_scale,
+            bound,
+            squares + block,
+            HAS_BUFFER,
+            MEASURE,
+            True,
+            BLOCK,
         )
     else:
         _update(
-            params, grads, buffers, remaining, lr, grad_weight, rho, eps, weight_decay, sign, HAS_BUFFER, False, BLOCK
+            params,
+            grads,
+            buffers,
+            remaining,
+            lr,
+            grad_weight,
+            rho,
+            eps,
+            weight_decay,
+            sign,
+            lr_scale,
+            bound,
+            squares + block,
+            HAS_BUFFER,
+            MEASURE,
+            False,
+            BLOCK,
         )
 
 
@@ -73,7 +110,11 @@ def _update(
     eps,
     weight_decay,
     sign,
+    lr_scale,
+    bound,
+    squares,
     HAS_BUFFER: tl.constexpr,
+    MEASURE: tl.constexpr,
     WHOLE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -88,6 +129,10 @@ def _update(
         change = mean - buffer
         mean = tl.where(grad_weight < 0.5, buffer + grad_weight * change, mean - (1.0 - grad_weight) * change)
         tl.store(buffers, mean.to(buffers.dtype.element_ty), mask=mask)
+    if MEASURE:
+        tl.store(squares, tl.sum(mean * mean if WHOLE else tl.where(offsets < remaining, mean * mean, 0.0)))
+    # Written so that NaN stays NaN.
+    mean = tl.where(mean > bound, bound, tl.where(mean < -bound, -bound, mean))
     # magnitude^-rho, as exp2(-rho * log2(magnitude)). As in cpu_kernel.cpp, it = 2^exponent * (1 + z) with 1 + z
     # in [sqrt(1/2), sqrt(2)), and log2(1 + z) is a minimax polynomial with an absolute error of 3e-7: the hardware's
     # own log2 has a relative error, which the power magnifies where the magnitude is far from 1.
@@ -104,5 +149,5 @@ def _update(
     log2 = log2 * z + 1.442699670791626
     scale = tl.exp2(-rho * exponent.to(tl.float32) - rho * (log2 * z))
     scale = tl.where((magnitude > 3.4028234663852886e38) & (rho > 0.0), 0.0, scale)
-    param = (1.0 - lr * weight_decay) * param - (lr * mean) * scale
+    param = (1.0 - lr * weight_decay) * param - (lr * lr_scale * mean) * scale
     tl.store(params, param.to(params.dtype.element_ty), mask=mask)
