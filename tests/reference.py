@@ -18,5 +18,19 @@ def lpsgdm_step(theta, mean, gradient, *, lr, p, momentum=0.9, eps=1e-8, weight_
     return lpsgd_step(theta, mean, lr=lr, p=p, eps=eps, weight_decay=weight_decay), mean
 
 
+def rescaled(mean, *, p, eps=1e-8, r=None, bounded=True):
+    """What lr is multiplied by: the paper's, or with a reference size `r` of the gradient."""
+    rho = (p - 2) / (p - 1)
+    if r is None:
+        return mean / (np.abs(mean) + eps) ** rho
+    if bounded:
+        mean = np.clip(mean, -r, r)
+    return (mean / r) / (np.abs(mean) / r + eps / r) ** rho
+
+
+def root_mean_square(arrays):
+    return np.sqrt(np.mean(np.concatenate([np.ravel(array) for array in arrays]) ** 2))
+
+
 def as_float64(tensor):
     return tensor.detach().cpu().double().clone().numpy()

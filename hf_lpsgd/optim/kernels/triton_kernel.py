@@ -99,6 +99,11 @@ def lp_step(
 
 
 @triton.jit
+def _add(a, b):
+    return a + b
+
+
+@triton.jit
 def _update(
     params,
     grads,
@@ -130,7 +135,8 @@ def _update(
         mean = tl.where(grad_weight < 0.5, buffer + grad_weight * change, mean - (1.0 - grad_weight) * change)
         tl.store(buffers, mean.to(buffers.dtype.element_ty), mask=mask)
     if MEASURE:
-        tl.store(squares, tl.sum(mean * mean if WHOLE else tl.where(offsets < remaining, mean * mean, 0.0)))
+        square = mean * mean if WHOLE else tl.where(offsets < remaining, mean * mean, 0.0)
+        tl.store(squares, tl.reduce(square, 0, _add))
     # Written so that NaN stays NaN.
     mean = tl.where(mean > bound, bound, tl.where(mean < -bound, -bound, mean))
     # magnitude^-rho, as exp2(-rho * log2(magnitude)). As in cpu_kernel.cpp, it = 2^exponent * (1 + z) with 1 + z
