@@ -21,7 +21,7 @@ def describe_environment() -> str:
     """Lines of `name: value`: versions, whether the Trainer knows the optimizers, the implementation per device."""
     system = ("Python", f"{platform.python_version()} on {platform.platform()}")
     packages = ((package, _version_of(package)) for package in _PACKAGES)
-    rows = [("hf_lpsgd", __version__), system, *packages, ("Trainer", _trainer()), *_devices()]
+    rows = [("hf_lpsgd", __version__), system, *packages, ("Trainer", _trainer()), *_options(), *_devices()]
     return "\n".join(f"{name + ':':<16} {value}" for name, value in rows)
 
 
@@ -41,6 +41,11 @@ def _trainer() -> str:
     except ImportError as error:
         return f"does not know {names}: {' '.join(str(error).split())}"
     return f"knows --optim {names}"
+
+
+def _options() -> Iterator[tuple[str, str]]:
+    for record in OPTIMIZERS.values():
+        yield f"{record.name} defaults", ", ".join(f"{name}={value}" for name, value in record.defaults.items())
 
 
 def _devices() -> Iterator[tuple[str, str]]:

@@ -8,11 +8,20 @@ import torch
 
 from hf_lpsgd.optim.base import LpOptimizer
 from hf_lpsgd.optim.functional import default_implementation
+from hf_lpsgd.optim.grad_rms import MEASURED, reference_size, saturation_of
 from hf_lpsgd.schedules import unwrap_optimizer
 from hf_lpsgd.trainer import OPTIMIZERS, OptimArgs
 from hf_lpsgd.trainer.optim_args import name_of
 
-__all__ = ["implementation_of", "optimizer_name", "optimizer_title", "record_of", "settings_of"]
+__all__ = [
+    "implementation_of",
+    "measured_over",
+    "optimizer_name",
+    "optimizer_title",
+    "record_of",
+    "settings_of",
+    "size_of_gradient",
+]
 
 _IMPLEMENTATIONS = {"single": "one tensor at a time"}
 
@@ -57,6 +66,21 @@ def settings_of(trainer: Any) -> dict[str, Any]:
     """The options in force, without what else the param group may hold."""
     record, group = record_of(trainer), _group(trainer)
     return {option.name: group[option.name] for option in record.options}
+
+
+def size_of_gradient(trainer: Any) -> tuple[float | None, float]:
+    """The reference size of the gradient in force, or None, and the share of it at which the step is cut off."""
+    group = _group(trainer)
+    return reference_size(group), saturation_of(group)
+
+
+def measured_over(trainer: Any) -> str:
+    """In words, over how many updates the reference size was measured; empty where it was given."""
+    group = _group(trainer)
+    if MEASURED not in group:
+        return ", as given"
+    _, updates, _, unfinished = group[MEASURED]
+    return f", measured over {updates + (1 if unfinished else 0)} updates"
 
 
 def implementation_of(trainer: Any) -> str:

@@ -14,7 +14,15 @@ from typing import Any
 import torch
 from card_command import command_of, without_secret_entries
 from card_facts import RunFacts
-from card_optimizer import implementation_of, optimizer_name, optimizer_title, record_of, settings_of
+from card_optimizer import (
+    implementation_of,
+    measured_over,
+    optimizer_name,
+    optimizer_title,
+    record_of,
+    settings_of,
+    size_of_gradient,
+)
 from huggingface_hub import get_token
 
 from hf_lpsgd.schedules import P_SCHEDULES
@@ -70,6 +78,13 @@ def _optimizer_words(trainer: Any) -> str:
         f"{optimizer_title(trainer)} is {what} in an lp norm: with rho = (p - 2) / (p - 1), a step is "
         f"`lr * {of} / (|{of}| + eps)^rho`, element by element, where {of} is {meaning}."
     )
+    size, saturation = size_of_gradient(trainer)
+    if size is not None:
+        words = words.removesuffix(f", where {of} is {meaning}.")
+        words += (
+            f", with {of} divided by r and cut off at 1 in magnitude, where {of} is {meaning} and r is {saturation:g} "
+            f"times its root mean square. So no element moves by more than lr."
+        )
     if parsed is None:
         return words
     course = P_SCHEDULES[parsed.p_schedule].course.format(p_max=f"{settings['p_max']:g}")
@@ -115,6 +130,10 @@ def _hyperparameters(trainer: Any, facts: RunFacts) -> list[tuple[str, Any]]:
         if "momentum" in settings:
             rows.append(("momentum", f"{settings['momentum']:g}"))
         rows.append(("eps", f"{settings['eps']:g}"))
+        size, saturation = size_of_gradient(trainer)
+        if size is not None:
+            how = measured_over(trainer)
+            rows.append(("root mean square of the gradient (grad_rms)", f"{size:.7g}{how}; saturation {saturation:g}"))
         rows.append(("implementation of the step", implementation_of(trainer)))
     elif args.optim_args:
         rows.append(("optimizer's options", f"`{args.optim_args}`"))

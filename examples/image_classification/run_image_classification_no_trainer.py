@@ -11,7 +11,7 @@ import math
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from hf_lpsgd import LPSGDM, tie_p_schedule
+from hf_lpsgd.optim.grad_rms import reference_size
 from hf_lpsgd.processes import check_processes
 from hf_lpsgd.schedules import P_SCHEDULES
 
@@ -70,6 +71,12 @@ class LoopArguments:
         default=0.1, metadata={"help": "Optimizer steps; below 1, a share of all of them."}
     )
     p_max: float = field(default=20.0, metadata={"help": "Largest order of the norm."})
+    grad_rms: str | None = field(
+        default=None,
+        metadata={
+            "help": "Root mean square of the gradient, which the step divides by: a number, or auto to measure it."
+        },
+    )
     p_schedule: str = field(default="cosine", metadata={"help": f"One of {', '.join(P_SCHEDULES)}."})
     momentum: float = 0.9
     weight_decay: float = 0.0
@@ -117,7 +124,11 @@ class LoopArguments:
             self.tie(trial, get_cosine_schedule_with_warmup(trial, 0, 1), 1, 0)
 
     def optimizer(self, parameters: Iterable[torch.Tensor]) -> LPSGDM:
-        return LPSGDM(parameters, lr=self.lr, p_max=self.p_max, momentum=self.momentum, weight_decay=self.weight_decay)
+        grad_rms: Any = self.grad_rms
+        with suppress(TypeError, ValueError):  # the optimizer tells what is wrong
+            grad_rms = float(grad_rms)
+        options: dict[str, Any] = {"lr": self.lr, "momentum": self.momentum, "weight_decay": self.weight_decay}
+        return LPSGDM(parameters, p_max=self.p_max, grad_rms=grad_rms, **options)
 
     def tie(self, optimizer: Any, scheduler: Any, steps: int, warmup: int) -> None:
         """Tie p to `scheduler`, which counts `steps` steps; the first `warmup` of them are the warm-up."""
@@ -265,6 +276,9 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: LoopArgumen
             progress.step += 1
             logs = {"loss": accelerator.reduce(torch.stack(losses).mean(), "mean").item(), "learning_rate": lr}
             logs["p"] = optimizer.param_groups[0]["p"]
+            size = reference_size(optimizer.param_groups[0])
+            if size is not None:
+                logs["grad_rms"] = size
             losses.clear()
             accelerator.log(logs, step=progress.step)
             bar.update()

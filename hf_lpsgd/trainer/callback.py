@@ -11,6 +11,7 @@ from transformers.training_args import TrainingArguments
 
 from ..lr_schedulers import unwrap_scheduler
 from ..optim.base import LpOptimizer
+from ..optim.grad_rms import reference_size
 from ..processes import check_processes, engine_left_out
 from ..schedules import Granularity, PSchedule, PScheduleTie, current_tie, tie_p_schedule, unwrap_optimizer
 from .deepspeed import fit_deepspeed_config
@@ -29,6 +30,8 @@ _TOLD = {
 
 class LpScheduleCallback(TrainerCallback):
     """Ties p to the LR scheduler when training begins, and logs it wherever `learning_rate` is logged.
+
+    Beside it, it logs `grad_rms`, where there is one: while it is measured, the running mean.
 
     Every Trainer has it once `hf_lpsgd` is imported. It does nothing for other optimizers.
     """
@@ -118,10 +121,15 @@ class LpScheduleCallback(TrainerCallback):
         base = unwrap_optimizer(optimizer)
         if not isinstance(base, LpOptimizer) or logs is None or "learning_rate" not in logs:
             return
-        logs["p"] = base.param_groups[0]["p"]  # for the callbacks that come later
+        group = base.param_groups[0]
+        more = {"p": group["p"]}
+        size = reference_size(group)
+        if size is not None:
+            more["grad_rms"] = size
+        logs.update(more)  # for the callbacks that come later
         # The Trainer has already put a copy of the logs into its history.
         if state.log_history and "learning_rate" in state.log_history[-1]:
-            state.log_history[-1]["p"] = logs["p"]
+            state.log_history[-1].update(more)
 
 
 def _check_users_tie(tie: PScheduleTie, lr_scheduler: Any) -> None:

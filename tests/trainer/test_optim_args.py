@@ -10,7 +10,7 @@ from hf_lpsgd.optim import functional
 from hf_lpsgd.trainer import OptimArgs, optim_args, validate_optim_args
 from hf_lpsgd.trainer.optim_args import optimizer_class_and_kwargs
 
-KEYS_OF_LPSGDM = "p_max, momentum, eps, p_schedule, p_granularity, foreach, fused"
+KEYS_OF_LPSGDM = "p_max, momentum, eps, grad_rms, saturation, p_schedule, p_granularity, foreach, fused"
 
 
 def test_every_key_is_read_with_its_type():
@@ -63,7 +63,7 @@ BAD = [
     (
         "lpsgd",
         "momentum=0.9",
-        "'momentum=0.9'. momentum is a key of lpsgdm; those of lpsgd are p_max, eps, p_schedule",
+        "'momentum=0.9'. momentum is a key of lpsgdm; those of lpsgd are p_max, eps, grad_rms, saturation",
     ),
 ]
 
