@@ -26,7 +26,14 @@ from hf_lpsgd.schedules import tie_p_schedule
 STEPS, HALF, P_MAX, BATCH, LENGTH, TOKENS = 8, 3, 20.0, 12, 5, 11
 OPTIMIZERS = {"lpsgd": LPSGD, "lpsgdm": LPSGDM}
 # The default is the fused one, where hf_lpsgd was installed with it.
-IMPLEMENTATIONS = {"single": {"foreach": False}, "foreach": {"foreach": True}, "default": {}}
+IMPLEMENTATIONS = {
+    "single": {"foreach": False},
+    "foreach": {"foreach": True},
+    "default": {},
+    "measuring": {"grad_rms": "auto"},
+}
+# Of the updates that are measured, a checkpoint at half-way holds some.
+MEASURED_UPDATES = HALF + 2
 CASES = list(itertools.product(OPTIMIZERS, IMPLEMENTATIONS, (torch.float32, torch.float64)))
 RESUMED = [case for case in CASES if case[2] is torch.float32]
 
@@ -83,6 +90,7 @@ class Run:
         )
         self.scheduler = torch.optim.lr_scheduler.LinearLR(self.optimizer, 1.0, 0.1, STEPS)
         tie_p_schedule(self.optimizer, self.scheduler, "cosine", num_training_steps=STEPS)
+        self.optimizer._measurement.updates_wanted = MEASURED_UPDATES
         self.ps = []
 
     def train(self, start, stop):
@@ -127,6 +135,7 @@ class Run:
     def result(self):
         weights, buffers = dict(self.model.named_parameters()), self.buffers()
         return {
+            "grad_rms": self.optimizer.param_groups[0]["grad_rms"],
             "weights": {name: whole(tensor) for name, tensor in weights.items()},
             "buffers": {name: whole(tensor) for name, tensor in buffers.items()},
             "placements": {name: placements_of(tensor) for name, tensor in weights.items()},

@@ -117,6 +117,15 @@ def test_p_is_the_same_on_every_process_and_falls_from_p_max_to_2(name, two, one
     assert (EXPECTED_P[0], EXPECTED_P[-1]) == (20.0, 2.0)
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if "measuring" in name])
+def test_the_reference_size_is_measured_over_all_shards_and_the_same_on_every_process(name, two, one):
+    sizes = [results[name]["grad_rms"] for results in two]
+    assert sizes[0] == sizes[1] == pytest.approx(one[name]["grad_rms"], rel=1e-6)
+    assert isinstance(sizes[0], float)
+    if name in RESUMED:
+        assert [results["resumed"][name]["grad_rms"] for results in two] == sizes
+
+
 def test_parameters_replicated_in_one_mesh_dimension_and_sharded_in_the_other_end_as_one_process_does(two, one):
     for results in two:
         assert set(results["hybrid"]["buffer_placements"].values()) == {"(Replicate(), Shard(dim=0))"}

@@ -1,0 +1,55 @@
+"""grad_rms=auto on two processes: one number for all, whatever the engine, in the checkpoint and after it."""
+
+import json
+
+import pytest
+
+from hf_lpsgd.optim.grad_rms import FEWEST_UPDATES
+
+ZERO = ["deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"]
+STEPS, SAVED, KILLED = 26, 8, 10
+MEASURING = {"optim_args": "p_max=20,grad_rms=auto", "max_steps": STEPS}
+SAVING = {**MEASURING, "save_strategy": "steps", "save_steps": SAVED, "save_total_limit": 1}
+KILL = -9
+
+
+def sizes(run):
+    return run.logged("grad_rms")
+
+
+def test_replicas_measure_what_one_process_does_with_their_global_batch(ranks):
+    one = ranks.train("one", arguments={**MEASURING, "per_device_train_batch_size": 8})
+    two = ranks.train("multi_gpu", arguments=MEASURING)
+    assert sizes(one) == pytest.approx(sizes(two), rel=1e-4)
+    assert len(set(sizes(two)[FEWEST_UPDATES - 1 :])) == 1
+    assert len(set(sizes(two))) == FEWEST_UPDATES
+    assert one.logged("loss") == pytest.approx(two.logged("loss"), rel=1e-4)
+
+
+@pytest.mark.parametrize("engine", ZERO)
+def test_zero_measures_what_ddp_does_and_trains_alike(engine, ranks):
+    ddp, zero = (ranks.train(name, arguments=MEASURING) for name in ("multi_gpu", engine))
+    assert sizes(zero) == sizes(ddp)
+    assert ddp.difference(zero) <= 1e-6
+
+
+@pytest.mark.parametrize("engine", ZERO)
+def test_with_a_frozen_number_zero_trains_as_ddp_does(engine, ranks):
+    frozen = {
+        "optim_args": f"p_max=20,grad_rms={sizes(ranks.train('multi_gpu', arguments=MEASURING))[-1]},saturation=0.1"
+    }
+    ddp, zero = (ranks.train(name, arguments=frozen) for name in ("multi_gpu", engine))
+    assert zero.is_bit_for_bit(ddp)
+
+
+@pytest.mark.parametrize("engine", ["multi_gpu", "deepspeed_zero2", "deepspeed_zero3"])
+def test_a_run_killed_while_it_measures_goes_on_bit_for_bit(engine, ranks):
+    straight = ranks.train(engine, arguments=SAVING)
+    killed = ranks.train(engine, arguments=SAVING, kill_at=KILLED, exit_codes=[KILL, KILL])
+    (checkpoint,) = (killed.folder / "out").glob("checkpoint-*")
+    assert checkpoint.name == f"checkpoint-{SAVED}"
+    history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    assert history[-1]["grad_rms"] == sizes(straight)[SAVED - 1]
+    resumed = ranks.train(engine, arguments=SAVING, resume=str(checkpoint))
+    assert sizes(resumed) == sizes(straight)
+    assert resumed.is_bit_for_bit(straight)
