@@ -99,6 +99,8 @@ def main() -> None:
         TASKS[task].data()
         TASKS[task].model()
     facts = provenance(Path(__file__).name, ("numpy", "lion-pytorch", "scikit-learn", "datasets"), torch.device("cpu"))
+    if Path(args.cifar10).is_dir():  # a folder of this machine tells nobody else anything
+        facts["command"] = facts["command"].replace(args.cifar10, "CIFAR10")
     with (
         open(path, "a", encoding="utf-8") as file,
         multiprocessing.get_context("fork").Pool(args.workers, _prepare_worker, (args.cifar10,)) as pool,
