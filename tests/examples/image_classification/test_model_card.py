@@ -206,6 +206,23 @@ def test_the_implementation_of_the_step_is_told(trainer, options, told):
     assert hyperparameters(make_model_card(trainer(optim_args=text), FACTS))[key] == told
 
 
+def test_the_reference_size_of_the_gradient_is_told_with_how_it_was_found(trainer):
+    key = "root mean square of the gradient (grad_rms)"
+    optimizer = LPSGDM([torch.zeros(2, requires_grad=True)], grad_rms="auto")
+    (param,) = optimizer.param_groups[0]["params"]
+    for _ in range(3):
+        param.grad = torch.full((2,), 0.5)
+        optimizer.step()
+    card = make_model_card(trainer(optimizer=optimizer), FACTS)
+    assert hyperparameters(card)[key] == "0.09366667, measured over 3 updates; saturation 0.1"
+    assert "So no element moves by more than lr." in card.text
+    given = LPSGD([torch.zeros(1)], grad_rms=0.25)
+    assert hyperparameters(make_model_card(trainer(optimizer=given), FACTS))[key] == "0.25, as given; saturation 1"
+    papers = make_model_card(trainer(optimizer=LPSGD([torch.zeros(1)])), FACTS)
+    assert key not in hyperparameters(papers)
+    assert "more than lr" not in papers.text
+
+
 def test_the_implementation_that_nobody_chose_is_the_one_of_the_device(trainer):
     name, _ = default_implementation(torch.device("cpu"))
     told = {"single": "one tensor at a time"}.get(name, name)

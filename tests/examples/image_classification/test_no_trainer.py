@@ -51,12 +51,15 @@ ONE = {
     "resumed when done": ["--cpu", "--num_epochs", "8", "--resume_from_checkpoint", "trained/epoch_8"],
     "from a model": ["--cpu", "--max_train_steps", "1", "--lr", "1e-6", "--model_name_or_path", "trained"],
     "folders": ["--cpu", *PETS, "--num_train_epochs", "12", "--learning_rate", "3e-3", *SMALL_BATCHES, *TINY],
+    "measured": [*SHORT, "--grad_rms", "auto"],
+    "given": [*SHORT, "--grad_rms", "0.25"],
     **{f"schedule {name}": [*SHORT, "--p_schedule", name] for name in ("linear", "lr", "constant")},
 }
 BAD = {
     "--p_schedule poly": "Invalid p schedule: 'poly'. It must be one of cosine, linear, lr, constant.",
     "--p_max 1": "Invalid p_max: 1.0. It must be a finite number of at least 2 "
     "(2 is SGD, 1e6 is sign descent in effect).",
+    "--grad_rms atuo": "Invalid grad_rms: 'atuo'. It must be None, 'auto' or a finite number of at least 1e-30.",
     "--lr nan": "Invalid lr: nan. It must be a finite number of at least 0.",
     "--lr much": "argument --lr/--learning_rate: invalid float value: 'much'",
     "--batch_size 0": "--batch_size must be at least 1, not 0",
@@ -229,6 +232,14 @@ def test_p_follows_the_schedule_asked_for(schedule, one):
         falling = [annealed_p(schedule, P_MAX, i, STEPS - WARMUP) for i in range(STEPS - WARMUP)]
         expected = [P_MAX] * WARMUP + falling
     assert [p for _, p in logged(folder)] == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_reference_size_of_the_gradient_is_logged_where_there_is_one(one):
+    measured = [size for _, size in logged(one[0] / "measured", "grad_rms")]
+    assert len(set(measured)) == STEPS
+    assert min(measured) > 0
+    assert [size for _, size in logged(one[0] / "given", "grad_rms")] == [0.25] * STEPS
+    assert logged(one[0] / "plain", "grad_rms") == []
 
 
 def test_bf16_computes_in_bf16_and_keeps_float32_weights(one):

@@ -1,0 +1,127 @@
+"""The study runner: which cells there are, that a cut-off run goes on, and what the report makes of them."""
+
+import json
+import sys
+
+import pytest
+import run_study
+import study_report
+import torch
+import yaml
+from study import tasks
+from study.contenders import make_optimizers
+from study.training import train
+
+from hf_lpsgd import LPSGDM
+
+STUDY = {
+    "tasks": ["digits_vit"],
+    "seeds": [0, 1],
+    "contenders": [
+        {"optimizer": "AdamW", "rates": [1e-3]},
+        {"optimizer": "LPSGDM", "vary": {"p_max": [3, 20]}, "options": {"grad_rms": "auto"}, "rates": [3e-4, 1e-3]},
+        {"optimizer": "LPSGDM", "vary": {"p_max": [3]}, "rates": [1e-2], "not_on": ["digits_vit"]},
+    ],
+}
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """The digits, for a single epoch of 100 images."""
+
+    def data():
+        whole = tasks._digits()
+        return tasks.Data(*((images[:100], labels[:100]) for images, labels in (whole.train, whole.held_out)))
+
+    task = tasks.Task("digits, in short", data, tasks.TASKS["digits_vit"].model, 1)
+    monkeypatch.setitem(tasks.TASKS, "digits_vit", task)
+
+
+def test_the_cells_are_all_combinations_seed_by_seed():
+    cells = list(run_study.cells_of(STUDY))
+    assert len(cells) == len({run_study.key_of(cell) for cell in cells}) == 2 * 5
+    assert [cell["seed"] for cell in cells] == [0] * 5 + [1] * 5
+    assert cells[1] == {
+        "task": "digits_vit",
+        "optimizer": "LPSGDM",
+        "options": {"grad_rms": "auto", "p_max": 3},
+        "rate": 3e-4,
+        "seed": 0,
+    }
+
+
+@pytest.mark.parametrize("name", ["grad_rms", "grad_rms_variants"])
+def test_the_studies_of_the_repository_name_tasks_and_optimizers_that_there_are(name):
+    study = yaml.safe_load((run_study.HERE / "studies" / f"{name}.yaml").read_text())
+    cells = list(run_study.cells_of(study))
+    assert {cell["task"] for cell in cells} <= set(tasks.TASKS)
+    for cell in {json.dumps([cell["optimizer"], cell["options"]]): cell for cell in cells}.values():
+        if cell["optimizer"] != "Lion":
+            make_optimizers(torch.nn.Linear(2, 2), cell["optimizer"], cell["rate"], cell["options"])
+
+
+@pytest.mark.parametrize(("variant", "pieces"), [("per group", 2), ("per tensor", 4), ("unbounded", 1)])
+def test_a_variant_is_made_of_real_optimizers(variant, pieces):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 2))
+    optimizers = make_optimizers(model, "LPSGDM", 0.1, {"variant": variant, "grad_rms": "auto"})
+    assert len(optimizers) == pieces
+    assert all(isinstance(optimizer, LPSGDM) for optimizer in optimizers)
+
+
+def test_the_variant_of_every_step_takes_the_size_of_the_update_before():
+    model = torch.nn.Linear(2, 2, bias=False)
+    (optimizer,) = make_optimizers(
+        model, "LPSGDM", 0.1, {"variant": "every step", "grad_rms": "auto", "momentum": 0.0}
+    )
+    for number, size in enumerate((1.0, 2.0, 4.0) * 10):
+        before = model.weight.detach().clone()
+        optimizer.param_groups[0]["p"] = 2.0
+        model.weight.grad = torch.full((2, 2), size * 0.01)
+        optimizer.step()
+        last = size if number == 0 else (4.0, 1.0, 2.0)[number % 3]
+        moved = 0.1 * min(size / (0.1 * last), 1.0)
+        torch.testing.assert_close(before - model.weight, torch.full((2, 2), moved), rtol=1e-4, atol=0)
+
+
+def test_a_run_that_was_cut_off_goes_on_and_the_report_tells_the_rates(short, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump(STUDY))
+    out = tmp_path / "out"
+    flags = ["run_study.py", str(file), "--output_dir", str(out), "--workers", "1"]
+    monkeypatch.setattr(sys, "argv", flags)
+    run_study.main()
+    lines = (out / "cells.jsonl").read_text().splitlines()
+    assert len(lines) == 1 + 10
+    run = json.loads(lines[0])["run"]
+    assert {"command", "commit", "versions", "device"} <= run.keys()
+    (out / "cells.jsonl").write_text("\n".join(lines[:7]) + '\n{"task": "digi')  # killed while it wrote
+    run_study.main()
+    cells = run_study.read_cells(out / "cells.jsonl")
+    assert sorted(map(run_study.key_of, cells)) == sorted(map(run_study.key_of, run_study.cells_of(STUDY)))
+    run_study.main()
+    assert "all cells are in" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["study_report.py", str(out)])
+    study_report.main()
+    text = (out / "results.md").read_text()
+    assert "| LPSGDM p_max=20, grad_rms=auto |" in text
+    assert (out / "results.png").stat().st_size > 1000
+
+
+def test_one_rate_for_all_is_the_one_at_which_the_worst_loses_least():
+    family = [{1e-3: [0.9, 0.8], 1e-2: [0.8, 0.8]}, {1e-3: [0.5], 1e-2: [0.7]}]
+    assert study_report.common_rate(family) == (1e-2, pytest.approx(0.05))
+
+
+def test_a_cell_is_the_same_when_it_is_run_again(short):
+    cell = next(cell for cell in run_study.cells_of(STUDY) if cell["optimizer"] == "LPSGDM")
+    first, again = train(cell), train(cell)
+    assert [first[key] for key in ("accuracy", "loss")] == [again[key] for key in ("accuracy", "loss")]
+
+
+def test_an_unknown_task_is_told_in_one_line(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "wrong.yaml"
+    file.write_text(yaml.safe_dump({**STUDY, "tasks": ["digits"]}))
+    monkeypatch.setattr(sys, "argv", ["run_study.py", str(file)])
+    with pytest.raises(SystemExit):
+        run_study.main()
+    assert "unknown task 'digits'; the tasks are digits_vit" in capsys.readouterr().err
