@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, overload
@@ -13,7 +14,10 @@ from torch.optim.optimizer import ParamsT
 
 from .functional import check_fused
 from .kernels.tensors import PLAIN_TENSOR_TYPES
-from .options import FOREACH, FUSED, LR, P_MAX, Number, P, Switch
+from .options import EPS, FOREACH, FUSED, LR, MOMENTUM, P_MAX, Number, P, Switch
+
+# How far below the least value rounding may leave an option that a schedule lowers; harmless except in eps.
+_ROUNDING = 1e-9
 
 
 class LpOptimizer(Optimizer):
@@ -83,7 +87,8 @@ class LpOptimizer(Optimizer):
                     f"The state holds no {' and no '.join(missing)} and so is not one of {type(self).__name__}: "
                     "load a checkpoint that the same optimizer wrote."
                 )
-            self._check_owner(group)
+            if present:
+                self._check_owner(group, present[index])
             group.setdefault("p", group["p_max"])
             group.setdefault("maximize", False)
             for name in ("foreach", "fused"):
@@ -112,11 +117,11 @@ class LpOptimizer(Optimizer):
                 stacklevel=4,
             )
 
-    def _check_owner(self, group: dict[str, Any]) -> None:
-        """Fail where a loaded group has an option of another class, and so is that class's."""
+    def _check_owner(self, group: dict[str, Any], present: dict[str, Any]) -> None:
+        """Fail where a loaded group has an option of another class that the present one has not."""
         for other in _subclasses(LpOptimizer):
             foreign = [option.name for option in other.options if option.name not in {o.name for o in self.options}]
-            held = [name for name in foreign if name in group]
+            held = [name for name in foreign if name in group and name not in present]
             if held:
                 raise ValueError(
                     f"The state holds {' and '.join(held)} and so is one of {other.__name__}, not of "
@@ -128,8 +133,9 @@ class LpOptimizer(Optimizer):
         names = [option.name for option in self.options if option not in (LR, FOREACH, FUSED)]
         words: dict[str, None] = {}
         for before, after in zip(present, loaded, strict=False):
+            cycled = MOMENTUM.name if "max_momentum" in after else None  # by OneCycleLR or CyclicLR, at each step
             for name in (*names, "initial_lr"):
-                if name in before and name in after and before[name] != after[name]:
+                if name != cycled and name in before and name in after and before[name] != after[name]:
                     shown = "lr (initial_lr)" if name == "initial_lr" else name
                     words[f"{shown} is {_shown(after[name])}, not {_shown(before[name])} as asked for"] = None
         return list(words)
@@ -192,6 +198,10 @@ class LpOptimizer(Optimizer):
         """Check what anyone may have written into a group since it was added."""
         for option in (*self.options, P):
             value = group[option.name]
+            if type(value) is float and isinstance(option, Number):  # as most are: this is done at each step
+                low = option.low if option is EPS else option.low - _ROUNDING
+                if low <= value < (math.inf if option.below is None else option.below):
+                    continue
             if isinstance(value, Tensor):
                 if value.numel() == 1:  # reading it would wait for its device
                     continue
