@@ -162,7 +162,7 @@ class PScheduleTie:
         groups = self.optimizer.param_groups
         if len(groups) >= len(self._groups):  # DeepSpeed's ZeRO shows one group at a time while it steps
             self._groups = list(groups)
-        return [self._p(group, self._index(group)) for group in groups]
+        return [self._p(group, self._index(group, place)) for place, group in enumerate(groups)]
 
     def remove(self) -> None:
         """Cut the tie; p stays as it is."""
@@ -191,7 +191,9 @@ class PScheduleTie:
         for group, p in zip(self.optimizer.param_groups, self.get_p(), strict=True):
             group["p"] = p
 
-    def _index(self, group: dict[str, Any]) -> int:
+    def _index(self, group: dict[str, Any], place: int) -> int:
+        if self._groups[place] is group:
+            return place
         same = (i for i, known in enumerate(self._groups) if known is group or known["params"] is group["params"])
         return next(same, 0)
 

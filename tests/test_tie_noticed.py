@@ -1,5 +1,6 @@
 """What a tie notices in any loop: an LR scheduler that does not move, groups of other peaks, a loaded state."""
 
+import copy
 import warnings
 from types import SimpleNamespace
 
@@ -239,3 +240,48 @@ def test_a_state_loaded_under_another_horizon_schedule_or_without_its_scheduler_
 @pytest.mark.parametrize("at", [1, STEPS // 2, STEPS - 1])
 def test_a_state_that_goes_on_under_its_own_schedule_is_not_told(at, schedule, tie_first):
     assert resume(saved_in_the_middle(schedule, at), schedule, tie_first=tie_first) == []
+
+
+def half_way():
+    optimizer = make_optimizer()
+    scheduler = linear(optimizer)
+    tie_p_schedule(optimizer, scheduler, num_training_steps=STEPS)
+    for _ in range(STEPS // 2):
+        step(optimizer)
+        scheduler.step()
+    return optimizer
+
+
+def loaded_into_another(optimizer):
+    other = make_optimizer()
+    other.load_state_dict(optimizer.state_dict())
+    return other
+
+
+@pytest.mark.parametrize("take_over", [loaded_into_another, copy.deepcopy])
+def test_a_loaded_or_copied_p_that_no_tie_moves_is_told_once_at_the_step(take_over):
+    optimizer = take_over(half_way())
+    with pytest.warns(UserWarning, match="p is .* in the loaded or copied state, below p_max = 20") as caught:
+        for _ in range(3):
+            step(optimizer)
+    (message,) = messages(caught)
+    assert "no LR scheduler is tied" in message and "\n" not in message
+
+
+def set_each_step(optimizer):
+    optimizer.param_groups[0]["p"] -= 1
+
+
+def kept(optimizer):
+    optimizer.param_groups[0]["p_max"] = optimizer.param_groups[0]["p"]
+
+
+@pytest.mark.parametrize("change", [set_each_step, kept])
+@pytest.mark.parametrize("take_over", [loaded_into_another, copy.deepcopy])
+def test_a_loaded_or_copied_p_that_is_set_by_hand_or_meant_to_stay_is_not_told(take_over, change):
+    optimizer = take_over(half_way())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            change(optimizer)
+            step(optimizer)

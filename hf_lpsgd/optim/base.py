@@ -98,15 +98,15 @@ class LpOptimizer(Optimizer):
                 if option is not LR:  # which the LR scheduler sets
                     option.check(group[option.name], " in the loaded state")
         replaced = self._replaced_options(present, state.get("param_groups", ()))
-        # Accelerate loads an optimizer's own state into it, which is no resume.
-        is_resume = any(
+        # Accelerate loads an optimizer's own state into it, which is no resume. A copy and a pickle are one.
+        is_resume = not present or any(
             bool(before.get(name) != value)
             for before, after in zip(present, state.get("param_groups", ()), strict=False)
             for name, value in after.items()
             if name != "params"
         )
         super().__setstate__(state)
-        if is_resume:
+        if is_resume and state.get("param_groups"):
             first = self.param_groups[0]
             self._loaded_p = (float(first["p"]), float(first["p_max"]))
         if replaced:
@@ -140,6 +140,17 @@ class LpOptimizer(Optimizer):
                     words[f"{shown} is {_shown(after[name])}, not {_shown(before[name])} as asked for"] = None
         return list(words)
 
+    def _notice_no_tie(self) -> None:
+        loaded = self._take_loaded_p()  # a tie would have taken it
+        first = self.param_groups[0] if loaded else {}
+        if loaded is not None and first["p"] == loaded[0] < first["p_max"]:
+            warnings.warn(
+                f"p is {loaded[0]:.4g} in the loaded or copied state, below p_max = {first['p_max']:.4g}, and no LR "
+                "scheduler is tied to this optimizer, so that p stays there. Call hf_lpsgd.tie_p_schedule as before "
+                "the state was saved. If p is to stay, set p_max to it.",
+                stacklevel=5,
+            )
+
     def _take_loaded_p(self) -> tuple[float, float] | None:
         """The first group's p and p_max as last loaded, for whoever asks first; then None."""
         loaded: tuple[float, float] | None = self.__dict__.pop("_loaded_p", None)
@@ -161,6 +172,8 @@ class LpOptimizer(Optimizer):
                 param group is out of range; no parameter was changed.
         """
         loss = None
+        if not torch.compiler.is_compiling():
+            self._notice_no_tie()
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
