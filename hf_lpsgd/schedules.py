@@ -13,7 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
-from .lr_schedulers import counts_evaluations, peak_lr, scheduler_step, steps_per_update, unwrap_scheduler
+from .lr_schedulers import (
+    counts_evaluations,
+    notice_other_owner,
+    peak_lr,
+    scheduler_step,
+    steps_per_update,
+    tells_steps,
+    unwrap_scheduler,
+)
 from .optim.base import LpOptimizer
 from .optim.options import Choice, check_count
 
@@ -177,7 +185,8 @@ class PScheduleTie:
             return True
         stepped = unwrap_scheduler(lr_scheduler)
         members = getattr(stepped, "_schedulers", None) or ()  # ChainedScheduler, SequentialLR
-        return stepped is self.lr_scheduler or any(self.is_moved_by(member) for member in members)
+        held = [stepped, *getattr(stepped, "__dict__", {}).values()]  # wrappers of other libraries hold one
+        return any(one is self.lr_scheduler for one in held) or any(self.is_moved_by(member) for member in members)
 
     def _before_step(self, *_: Any) -> None:
         loaded = self.optimizer._take_loaded_p()
@@ -232,7 +241,10 @@ class PScheduleTie:
         # The first parameter, because ZeRO and layerwise training step a few parameters at a time.
         first = next((group["params"][0] for group in self.optimizer.param_groups if group["params"]), None)
         lrs = [float(group["lr"]) for group in self.optimizer.param_groups] if self._follows_lr() else None
-        place = (scheduler_step(self.lr_scheduler), lrs)
+        made = scheduler_step(self.lr_scheduler)
+        if P_SCHEDULES[self.schedule].needs_horizon and self._progress(made // self.stride) >= 1.0:
+            return  # p is where it ends
+        place = (made, lrs)
         if place != self._last_place:
             self._last_place = place
             self._still.clear()
@@ -320,6 +332,7 @@ def tie_p_schedule(
     if with_horizon:
         scheduler_step(scheduler)  # which fails where the scheduler does not tell
     if record.follows_lr:
+        notice_other_owner(scheduler, unwrap_optimizer(getattr(scheduler, "optimizer", base)), base)
         for group in base.param_groups:
             # ReduceLROnPlateau does not keep the rate that it began with. In the group, checkpoints hold it.
             is_fresh = not getattr(scheduler, "last_epoch", 0)
@@ -340,7 +353,7 @@ def tie_p_schedule(
         granularity,
         max(epoch, 1),
         stride,
-        moves_each_step=moves and _tells_steps(scheduler),
+        moves_each_step=moves and tells_steps(scheduler),
     )
     setattr(base, _TIE, tie)
     tie._apply()
@@ -364,14 +377,6 @@ def check_schedule(schedule: PSchedule, granularity: Granularity, lr_scheduler: 
             f"The p schedule {schedule!r} goes by training steps, and the LR scheduler {lr_scheduler} counts "
             "evaluations. Use the p schedule 'lr' (p falls when the learning rate does) or 'constant'."
         )
-
-
-def _tells_steps(lr_scheduler: Any) -> bool:
-    try:
-        scheduler_step(lr_scheduler)
-    except ValueError:
-        return False
-    return True
 
 
 def _p_at(record: PScheduleRecord, p_max: float, place: Place) -> float:

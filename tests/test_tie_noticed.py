@@ -100,6 +100,50 @@ def test_a_scheduler_that_need_not_move_at_each_step_is_not_told(make, options):
             step(optimizer)
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_a_scheduler_that_rests_once_p_has_come_to_its_end_is_not_told(schedule):
+    optimizer = make_optimizer()
+    scheduler = torch_schedulers.OneCycleLR(optimizer, 0.1, total_steps=STEPS)  # which cannot step further
+    tie_p_schedule(optimizer, scheduler, schedule, num_training_steps=STEPS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for made in range(2 * STEPS):
+            step(optimizer)
+            if made < STEPS:
+                scheduler.step()
+    assert optimizer.param_groups[0]["p"] == 2.0
+
+
+def test_p_following_the_learning_rate_that_the_scheduler_of_another_optimizer_sets_is_told():
+    optimizer, other = make_optimizer(), make_optimizer()
+    with pytest.warns(UserWarning, match="LambdaLR does not set: it was made for another LPSGDM"):
+        tie_p_schedule(optimizer, linear(other), "lr")
+
+
+class Holder(torch.optim.Optimizer):
+    """Holds another optimizer under a name that is not looked at, and shares its groups."""
+
+    def __init__(self, optimizer):
+        self.held = optimizer
+        self.__setstate__({"defaults": {}, "state": optimizer.state, "param_groups": optimizer.param_groups})
+
+
+@pytest.mark.parametrize(
+    ("schedule", "make"),
+    [
+        ("lr", linear),
+        ("lr", lambda optimizer: linear(Holder(optimizer))),
+        ("lr", lambda optimizer: SimpleNamespace(last_epoch=0)),
+        ("cosine", lambda optimizer: linear(make_optimizer())),  # whose steps alone count
+    ],
+)
+def test_a_scheduler_that_sets_this_optimizers_rate_or_need_not_is_not_told(schedule, make):
+    optimizer = make_optimizer()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tie_p_schedule(optimizer, make(optimizer), schedule, num_training_steps=STEPS)
+
+
 def test_an_engine_that_steps_its_many_groups_one_by_one_is_not_taken_for_many_steps():
     optimizer = make_optimizer(groups=12)
     scheduler = linear(optimizer)
@@ -262,10 +306,13 @@ def loaded_into_another(optimizer):
 def test_a_loaded_or_copied_p_that_no_tie_moves_is_told_once_at_the_step(take_over):
     optimizer = take_over(half_way())
     with pytest.warns(UserWarning, match="p is .* in the loaded or copied state, below p_max = 20") as caught:
-        for _ in range(3):
-            step(optimizer)
+        step(optimizer)
     (message,) = messages(caught)
-    assert "no LR scheduler is tied" in message and "\n" not in message
+    assert "no LR scheduler is tied" in message
+    assert "\n" not in message
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step(optimizer)
 
 
 def set_each_step(optimizer):

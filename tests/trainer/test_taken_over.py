@@ -48,7 +48,20 @@ def test_p_tied_to_a_scheduler_that_the_trainer_does_not_step_is_refused_before_
     assert trainer.state.global_step == 0
 
 
-@pytest.mark.parametrize("wrap", [lambda scheduler: scheduler, "sequential"])
+class Warmup(torch.optim.lr_scheduler.LRScheduler):
+    """As schedulers of other libraries do, it holds the one that goes on after it."""
+
+    def __init__(self, after):
+        self.after, self.optimizer = after, after.optimizer
+
+    def step(self):
+        self.after.step()
+
+    def get_last_lr(self):
+        return self.after.get_last_lr()
+
+
+@pytest.mark.parametrize("wrap", [lambda scheduler: scheduler, Warmup, "sequential"])
 def test_p_tied_to_the_scheduler_that_the_trainer_steps_or_to_a_member_of_it_is_let_pass(wrap, make_trainer):
     model, optimizer, scheduler = tied_by_the_user()
     if wrap == "sequential":
