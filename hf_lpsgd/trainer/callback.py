@@ -10,11 +10,12 @@ from transformers.trainer_callback import TrainerCallback, TrainerControl, Train
 from transformers.training_args import TrainingArguments
 
 from ..lr_schedulers import unwrap_scheduler
+from ..optim import OPTIMIZERS
 from ..optim.base import LpOptimizer
 from ..processes import check_processes, engine_left_out
 from ..schedules import Granularity, PSchedule, PScheduleTie, current_tie, tie_p_schedule, unwrap_optimizer
 from .deepspeed import fit_deepspeed_config
-from .optim_args import name_of, validate_optim_args
+from .optim_args import OptimArgs, name_of, validate_optim_args
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +52,16 @@ class LpScheduleCallback(TrainerCallback):
     ) -> None:
         base = unwrap_optimizer(optimizer)
         parsed = validate_optim_args(args)
-        if not isinstance(base, LpOptimizer):
-            if parsed is None:
-                return
+        if parsed is None and not isinstance(base, LpOptimizer):
+            return
+        if parsed is not None and not isinstance(base, OPTIMIZERS[name_of(args.optim)].cls):
             raise ValueError(
-                f"--optim {name_of(args.optim)} was asked for, but the Trainer trains with {type(base).__name__}, "
-                "which has no p. Do not give the Trainer an optimizer of its own, neither as an object nor in a "
-                "DeepSpeed config."
+                f"--optim {name_of(args.optim)} was asked for, but the Trainer trains with {type(base).__name__}"
+                f"{'' if isinstance(base, LpOptimizer) else ', which has no p'}. Do not give the Trainer an optimizer "
+                "of its own, neither as an object nor in a DeepSpeed config nor by create_optimizer."
             )
+        if parsed is not None:
+            _compare_with_asked(base, parsed)
         check_processes(args.world_size)
         in_use = AcceleratorState().distributed_type.value
         left_out = engine_left_out(in_use)
@@ -130,6 +133,23 @@ def _check_users_tie(tie: PScheduleTie, lr_scheduler: Any) -> None:
             f"p is tied to a {type(tie.lr_scheduler).__name__} that this Trainer does not step, so p would never "
             f"move: the Trainer steps a {type(unwrap_scheduler(lr_scheduler)).__name__} of its own. Give it both, as "
             "optimizers=(optimizer, lr_scheduler), or leave out tie_p_schedule and choose --optim and --optim_args."
+        )
+
+
+def _compare_with_asked(optimizer: LpOptimizer, parsed: OptimArgs) -> None:
+    """Warn of the `optim_args` of which the optimizer, which someone else may have made, knows nothing."""
+    given = [optimizer.defaults, *optimizer.param_groups]  # a resume has told of the groups that it replaces
+    left_out = [
+        f"{name} is {optimizer.param_groups[0][name]}, not {asked} as asked for"
+        for name, asked in parsed.optimizer_kwargs.items()
+        if all(options.get(name) != asked for options in given)
+    ]
+    if left_out:
+        logger.warning(
+            "The %s of this Trainer was not made from --optim_args: %s. Give these options where it is made, or do "
+            "not give the Trainer an optimizer of its own.",
+            type(optimizer).__name__,
+            "; ".join(left_out),
         )
 
 

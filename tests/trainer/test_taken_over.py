@@ -125,6 +125,35 @@ def test_a_subclass_that_makes_an_optimizer_of_ours_is_tied_and_warned_as_any_ot
     assert "has no p schedule, so p stays at p_max" in caplog.text
 
 
+def test_optim_args_that_a_subclass_leaves_out_are_told_and_those_in_force_are_not(make_trainer, caplog):
+    with caplog.at_level(logging.WARNING, LOGGER):
+        make_trainer(trainer_class=OwnOptimizer, optim_args="p_max=6,p_schedule=linear", max_steps=1).train()
+        assert not caplog.messages
+        make_trainer(trainer_class=OwnOptimizer, optim_args="p_max=20,momentum=0.5", max_steps=1).train()
+    (message,) = caplog.messages
+    assert "was not made from --optim_args: p_max is 6.0, not 20.0 as asked for; momentum is 0.9, not 0.5" in message
+    assert "\n" not in message
+
+
+def test_a_subclass_that_gives_each_group_its_own_options_is_not_told(make_trainer, caplog):
+    class Groups(Trainer):
+        def create_optimizer(self, *args, **kwargs):
+            super().create_optimizer(*args, **kwargs)
+            for group in self.optimizer.param_groups:
+                group["p_max"] = 6.0
+            return self.optimizer
+
+    with caplog.at_level(logging.WARNING, LOGGER):
+        make_trainer(trainer_class=Groups, optim_args="p_max=20", max_steps=1).train()
+    assert not caplog.messages
+
+
+def test_a_subclass_that_makes_the_other_optimizer_of_ours_than_asked_for_is_refused(make_trainer):
+    trainer = make_trainer(trainer_class=OwnOptimizer, optim="lpsgd", max_steps=1)
+    with pytest.raises(ValueError, match=r"--optim lpsgd was asked for, but the Trainer trains with LPSGDM\. Do not"):
+        trainer.train()
+
+
 class OtherScheduler(TrainerCallback):
     """Takes the Trainer's LR scheduler away in the middle of a run."""
 
