@@ -9,7 +9,7 @@ from accelerate.state import AcceleratorState
 from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
-from ..lr_schedulers import unwrap_scheduler
+from ..lr_schedulers import counts_evaluations, scheduler_step, tells_steps, unwrap_scheduler
 from ..optim import OPTIMIZERS
 from ..optim.base import LpOptimizer
 from ..processes import check_processes, engine_left_out
@@ -156,6 +156,13 @@ def _compare_with_asked(optimizer: LpOptimizer, parsed: OptimArgs) -> None:
 def _compare_with_checkpoint(tie: PScheduleTie, optimizer: LpOptimizer, state: TrainerState) -> None:
     """Leave in the Trainer's state what its checkpoints are to tell, and warn where the one loaded tells otherwise."""
     name = LpScheduleCallback.__name__
+    if tie.by_trainer and state.global_step > 0 and _is_fresh(tie.lr_scheduler):
+        logger.warning(
+            "The checkpoint of step %s held no state of the optimizer and the LR scheduler, so momentum, learning "
+            "rate and p begin anew. Resume from a checkpoint that has optimizer.pt and scheduler.pt, which "
+            "save_only_model leaves out, or start a new run from its weights.",
+            state.global_step,
+        )
     now = {attribute: getattr(tie, attribute) for attribute in _TOLD.values()}
     states = cast("dict[str, Any]", state.stateful_callbacks)
     saved = states.get(name) if state.global_step > 0 else None
@@ -176,6 +183,11 @@ def _compare_with_checkpoint(tie: PScheduleTie, optimizer: LpOptimizer, state: T
             "; ".join(changed),
             course,
         )
+
+
+def _is_fresh(lr_scheduler: Any) -> bool:
+    counts_steps = tells_steps(lr_scheduler) and not counts_evaluations(lr_scheduler)
+    return counts_steps and scheduler_step(lr_scheduler) == 0
 
 
 def _update_steps_per_epoch(args: TrainingArguments, train_dataloader: Any) -> int:

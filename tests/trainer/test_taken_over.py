@@ -240,6 +240,14 @@ def test_a_checkpoint_that_tells_no_course_of_p_is_checked_by_its_p(make_trainer
         resumed(make_trainer, checkpoint)
 
 
+@pytest.mark.parametrize("lost", ["optimizer.pt", "scheduler.pt"])
+def test_a_checkpoint_without_the_state_of_optimizer_or_scheduler_is_told(lost, make_trainer, checkpoint, caplog):
+    os.remove(os.path.join(checkpoint, lost))
+    with caplog.at_level(logging.WARNING, LOGGER):
+        resumed(make_trainer, checkpoint, max_steps=11)
+    assert "The checkpoint of step 10 held no state of the optimizer and the LR scheduler" in caplog.text
+
+
 def test_a_checkpoint_of_the_other_optimizer_is_refused_in_one_line(make_trainer, checkpoint):
     with pytest.raises(ValueError, match="The state holds momentum and so is one of LPSGDM, not of LPSGD"):
         resumed(make_trainer, checkpoint, optim="lpsgd", optim_args=None)
