@@ -95,7 +95,7 @@ class LpOptimizer(Optimizer):
                 # The implementation is a matter of this machine, not of the one that wrote the checkpoint.
                 group[name] = present[index][name] if present else group.get(name)
             for option in (*numbers, P):
-                if option is not LR:  # which the LR scheduler sets
+                if option is not LR and not _is_plainly_allowed(option, group[option.name]):  # LR schedulers set lr
                     option.check(group[option.name], " in the loaded state")
         replaced = self._replaced_options(present, state.get("param_groups", ()))
         # Accelerate loads an optimizer's own state into it, which is no resume. A copy and a pickle are one.
@@ -211,10 +211,8 @@ class LpOptimizer(Optimizer):
         """Check what anyone may have written into a group since it was added."""
         for option in (*self.options, P):
             value = group[option.name]
-            if type(value) is float and isinstance(option, Number):  # as most are: this is done at each step
-                low = option.low if option is EPS else option.low - _ROUNDING
-                if low <= value < (math.inf if option.below is None else option.below):
-                    continue
+            if isinstance(option, Number) and _is_plainly_allowed(option, value):  # as most are, at each step
+                continue
             if isinstance(value, Tensor):
                 if value.numel() == 1:  # reading it would wait for its device
                     continue
@@ -226,6 +224,11 @@ class LpOptimizer(Optimizer):
     def _update_group(self, params: list[Tensor], grads: list[Tensor], **hyper: Any) -> None:
         """Make the step of one param group, given `p` and all of `options` except `p_max`."""
         raise NotImplementedError(f"{type(self).__name__} does not say how to update a param group")
+
+
+def _is_plainly_allowed(option: Number, value: Any) -> bool:
+    low = option.low if option is EPS else option.low - _ROUNDING
+    return type(value) is float and low <= value < (math.inf if option.below is None else option.below)
 
 
 def _check_implementation(group: dict[str, Any], where: str) -> None:

@@ -140,6 +140,7 @@ def test_an_option_that_rounding_left_just_below_its_least_value_is_let_pass_exc
         optimizer.param_groups[0]["weight_decay"] -= 0.1
         optimizer.step()
     assert optimizer.param_groups[0]["weight_decay"] < 0
+    copy.deepcopy(optimizer).load_state_dict(optimizer.state_dict())
     optimizer.param_groups[0]["eps"] = -1e-17
     with pytest.raises(ValueError, match="Invalid eps in a param group: -1e-17"):
         optimizer.step()
