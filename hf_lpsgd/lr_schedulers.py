@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
@@ -40,6 +41,15 @@ def scheduler_step(lr_scheduler: Any) -> int:
     )
 
 
+def tells_steps(lr_scheduler: Any) -> bool:
+    """Whether `scheduler_step` knows how many steps it has made."""
+    try:
+        scheduler_step(lr_scheduler)
+    except ValueError:
+        return False
+    return True
+
+
 def steps_per_update(lr_scheduler: Any) -> int:
     """How many steps the LR scheduler makes per optimizer step.
 
@@ -73,3 +83,14 @@ def peak_lr(lr_scheduler: Any, group: dict[str, Any], index: int) -> float:
 def counts_evaluations(lr_scheduler: Any) -> bool:
     # GreedyLR is transformers', which this module does not import.
     return isinstance(lr_scheduler, ReduceLROnPlateau) or type(lr_scheduler).__name__ == "GreedyLR"
+
+
+def notice_other_owner(lr_scheduler: Any, owner: Any, optimizer: Any) -> None:
+    """Warn where an LR scheduler was made for another optimizer, its `owner`, and so sets no rate of this one."""
+    groups = getattr(owner, "param_groups", optimizer.param_groups)
+    if owner is not optimizer and not any(group is own for group in groups for own in optimizer.param_groups):
+        warnings.warn(
+            f"p follows the learning rate of this optimizer, which the LR scheduler {type(lr_scheduler).__name__} "
+            f"does not set: it was made for another {type(owner).__name__}. Give the LR scheduler of this one.",
+            stacklevel=3,
+        )

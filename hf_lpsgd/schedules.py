@@ -13,7 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
-from .lr_schedulers import counts_evaluations, peak_lr, scheduler_step, steps_per_update, unwrap_scheduler
+from .lr_schedulers import (
+    counts_evaluations,
+    notice_other_owner,
+    peak_lr,
+    scheduler_step,
+    steps_per_update,
+    tells_steps,
+    unwrap_scheduler,
+)
 from .optim.base import LpOptimizer
 from .optim.grad_rms import FEWEST_UPDATES
 from .optim.options import Choice, check_count
@@ -159,7 +167,8 @@ class PScheduleTie:
 
     def get_p(self) -> list[float]:
         """The p that belongs to the present state of the LR scheduler, one value per param group."""
-        return [self._p(group, self._index(group)) for group in self.optimizer.param_groups]
+        known = self.optimizer._every_group()
+        return [self._p(group, _index(group, place, known)) for place, group in enumerate(self.optimizer.param_groups)]
 
     def remove(self) -> None:
         """Cut the tie; p stays as it is."""
@@ -174,7 +183,8 @@ class PScheduleTie:
             return True
         stepped = unwrap_scheduler(lr_scheduler)
         members = getattr(stepped, "_schedulers", None) or ()  # ChainedScheduler, SequentialLR
-        return stepped is self.lr_scheduler or any(self.is_moved_by(member) for member in members)
+        held = [stepped, *getattr(stepped, "__dict__", {}).values()]  # wrappers of other libraries hold one
+        return any(one is self.lr_scheduler for one in held) or any(self.is_moved_by(member) for member in members)
 
     def _before_step(self, *_: Any) -> None:
         loaded = self.optimizer._take_loaded_p()
@@ -187,9 +197,6 @@ class PScheduleTie:
     def _apply(self) -> None:
         for group, p in zip(self.optimizer.param_groups, self.get_p(), strict=True):
             group["p"] = p
-
-    def _index(self, group: dict[str, Any]) -> int:
-        return next(index for index, known in enumerate(self.optimizer._every_group()) if known is group)
 
     def _p(self, group: dict[str, Any], index: int) -> float:
         record = P_SCHEDULES[self.schedule]
@@ -226,7 +233,10 @@ class PScheduleTie:
         # The first parameter, because ZeRO and layerwise training step a few parameters at a time.
         first = next((group["params"][0] for group in self.optimizer.param_groups if group["params"]), None)
         lrs = [float(group["lr"]) for group in self.optimizer.param_groups] if self._follows_lr() else None
-        place = (scheduler_step(self.lr_scheduler), lrs)
+        made = scheduler_step(self.lr_scheduler)
+        if P_SCHEDULES[self.schedule].needs_horizon and self._progress(made // self.stride) >= 1.0:
+            return  # p is where it ends
+        place = (made, lrs)
         if place != self._last_place:
             self._last_place = place
             self._still.clear()
@@ -314,6 +324,7 @@ def tie_p_schedule(
     if with_horizon:
         scheduler_step(scheduler)  # which fails where the scheduler does not tell
     if record.follows_lr:
+        notice_other_owner(scheduler, unwrap_optimizer(getattr(scheduler, "optimizer", base)), base)
         for group in base.param_groups:
             # ReduceLROnPlateau does not keep the rate that it began with. In the group, checkpoints hold it.
             is_fresh = not getattr(scheduler, "last_epoch", 0)
@@ -334,7 +345,7 @@ def tie_p_schedule(
         granularity,
         max(epoch, 1),
         stride,
-        moves_each_step=moves and _tells_steps(scheduler),
+        moves_each_step=moves and tells_steps(scheduler),
     )
     base._measurement.updates_wanted = max(FEWEST_UPDATES, warmup)
     base._measurement.is_tied = True
@@ -362,12 +373,11 @@ def check_schedule(schedule: PSchedule, granularity: Granularity, lr_scheduler: 
         )
 
 
-def _tells_steps(lr_scheduler: Any) -> bool:
-    try:
-        scheduler_step(lr_scheduler)
-    except ValueError:
-        return False
-    return True
+def _index(group: dict[str, Any], place: int, known: list[dict[str, Any]]) -> int:
+    # DeepSpeed's ZeRO shows one group at a time while it steps.
+    if place < len(known) and known[place] is group:
+        return place
+    return next(index for index, other in enumerate(known) if other is group)
 
 
 def _p_at(record: PScheduleRecord, p_max: float, place: Place) -> float:

@@ -1,5 +1,6 @@
 """What a tie notices in any loop: an LR scheduler that does not move, groups of other peaks, a loaded state."""
 
+import copy
 import warnings
 from types import SimpleNamespace
 
@@ -97,6 +98,50 @@ def test_a_scheduler_that_need_not_move_at_each_step_is_not_told(make, options):
         warnings.simplefilter("error")
         for _ in range(30):
             step(optimizer)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_a_scheduler_that_rests_once_p_has_come_to_its_end_is_not_told(schedule):
+    optimizer = make_optimizer()
+    scheduler = torch_schedulers.OneCycleLR(optimizer, 0.1, total_steps=STEPS)  # which cannot step further
+    tie_p_schedule(optimizer, scheduler, schedule, num_training_steps=STEPS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for made in range(2 * STEPS):
+            step(optimizer)
+            if made < STEPS:
+                scheduler.step()
+    assert optimizer.param_groups[0]["p"] == 2.0
+
+
+def test_p_following_the_learning_rate_that_the_scheduler_of_another_optimizer_sets_is_told():
+    optimizer, other = make_optimizer(), make_optimizer()
+    with pytest.warns(UserWarning, match="LambdaLR does not set: it was made for another LPSGDM"):
+        tie_p_schedule(optimizer, linear(other), "lr")
+
+
+class Holder(torch.optim.Optimizer):
+    """Holds another optimizer under a name that is not looked at, and shares its groups."""
+
+    def __init__(self, optimizer):
+        self.held = optimizer
+        self.__setstate__({"defaults": {}, "state": optimizer.state, "param_groups": optimizer.param_groups})
+
+
+@pytest.mark.parametrize(
+    ("schedule", "make"),
+    [
+        ("lr", linear),
+        ("lr", lambda optimizer: linear(Holder(optimizer))),
+        ("lr", lambda optimizer: SimpleNamespace(last_epoch=0)),
+        ("cosine", lambda optimizer: linear(make_optimizer())),  # whose steps alone count
+    ],
+)
+def test_a_scheduler_that_sets_this_optimizers_rate_or_need_not_is_not_told(schedule, make):
+    optimizer = make_optimizer()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tie_p_schedule(optimizer, make(optimizer), schedule, num_training_steps=STEPS)
 
 
 def test_an_engine_that_steps_its_many_groups_one_by_one_is_not_taken_for_many_steps():
@@ -239,3 +284,51 @@ def test_a_state_loaded_under_another_horizon_schedule_or_without_its_scheduler_
 @pytest.mark.parametrize("at", [1, STEPS // 2, STEPS - 1])
 def test_a_state_that_goes_on_under_its_own_schedule_is_not_told(at, schedule, tie_first):
     assert resume(saved_in_the_middle(schedule, at), schedule, tie_first=tie_first) == []
+
+
+def half_way():
+    optimizer = make_optimizer()
+    scheduler = linear(optimizer)
+    tie_p_schedule(optimizer, scheduler, num_training_steps=STEPS)
+    for _ in range(STEPS // 2):
+        step(optimizer)
+        scheduler.step()
+    return optimizer
+
+
+def loaded_into_another(optimizer):
+    other = make_optimizer()
+    other.load_state_dict(optimizer.state_dict())
+    return other
+
+
+@pytest.mark.parametrize("take_over", [loaded_into_another, copy.deepcopy])
+def test_a_loaded_or_copied_p_that_no_tie_moves_is_told_once_at_the_step(take_over):
+    optimizer = take_over(half_way())
+    with pytest.warns(UserWarning, match="p is .* in the loaded or copied state, below p_max = 20") as caught:
+        step(optimizer)
+    (message,) = messages(caught)
+    assert "no LR scheduler is tied" in message
+    assert "\n" not in message
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step(optimizer)
+
+
+def set_each_step(optimizer):
+    optimizer.param_groups[0]["p"] -= 1
+
+
+def kept(optimizer):
+    optimizer.param_groups[0]["p_max"] = optimizer.param_groups[0]["p"]
+
+
+@pytest.mark.parametrize("change", [set_each_step, kept])
+@pytest.mark.parametrize("take_over", [loaded_into_another, copy.deepcopy])
+def test_a_loaded_or_copied_p_that_is_set_by_hand_or_meant_to_stay_is_not_told(take_over, change):
+    optimizer = take_over(half_way())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            change(optimizer)
+            step(optimizer)

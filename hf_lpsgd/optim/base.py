@@ -15,10 +15,13 @@ from torch.optim.optimizer import ParamsT
 from . import functional, grad_rms
 from .functional import check_fused
 from .kernels.tensors import PLAIN_TENSOR_TYPES, SumOfSquares
-from .options import FOREACH, FUSED, GRAD_RMS, LR, P_MAX, Number, NumberOrWord, P, Switch
+from .options import EPS, FOREACH, FUSED, GRAD_RMS, LR, MOMENTUM, P_MAX, Number, NumberOrWord, P, Switch
 
 # A param group, its parameters that have gradients, and the gradients.
 Call = tuple[dict[str, Any], list[Tensor], list[Tensor]]
+
+# How far below the least value rounding may leave an option that a schedule lowers; harmless except in eps.
+_ROUNDING = 1e-9
 
 
 class LpOptimizer(Optimizer):
@@ -95,7 +98,8 @@ class LpOptimizer(Optimizer):
                     f"The state holds no {' and no '.join(missing)} and so is not one of {type(self).__name__}: "
                     "load a checkpoint that the same optimizer wrote."
                 )
-            self._check_owner(group)
+            if present:
+                self._check_owner(group, present[index])
             group.setdefault("p", group["p_max"])
             group.setdefault("maximize", False)
             if GRAD_RMS in self.options:
@@ -108,11 +112,11 @@ class LpOptimizer(Optimizer):
                 # The implementation is a matter of this machine, not of the one that wrote the checkpoint.
                 group[name] = present[index][name] if present else group.get(name)
             for option in (*numbers, P):
-                if option is not LR:  # which the LR scheduler sets
+                if option is not LR and not _is_plainly_allowed(option, group[option.name]):  # LR schedulers set lr
                     option.check(group[option.name], " in the loaded state")
         replaced = self._replaced_options(present, state.get("param_groups", ()))
-        # Accelerate loads an optimizer's own state into it, which is no resume.
-        is_resume = any(
+        # Accelerate loads an optimizer's own state into it, which is no resume. A copy and a pickle are one.
+        is_resume = not present or any(
             bool(before.get(name) != value)
             for before, after in zip(present, state.get("param_groups", ()), strict=False)
             for name, value in after.items()
@@ -121,7 +125,7 @@ class LpOptimizer(Optimizer):
         super().__setstate__(state)
         self._known_groups = self.param_groups
         self.__dict__.setdefault("_measurement", grad_rms.Measurement()).begin_anew()
-        if is_resume:
+        if is_resume and state.get("param_groups"):
             first = self.param_groups[0]
             self._loaded_p = (float(first["p"]), float(first["p_max"]))
         if replaced:
@@ -132,11 +136,11 @@ class LpOptimizer(Optimizer):
                 stacklevel=4,
             )
 
-    def _check_owner(self, group: dict[str, Any]) -> None:
-        """Fail where a loaded group has an option of another class, and so is that class's."""
+    def _check_owner(self, group: dict[str, Any], present: dict[str, Any]) -> None:
+        """Fail where a loaded group has an option of another class that the present one has not."""
         for other in _subclasses(LpOptimizer):
             foreign = [option.name for option in other.options if option.name not in {o.name for o in self.options}]
-            held = [name for name in foreign if name in group]
+            held = [name for name in foreign if name in group and name not in present]
             if held:
                 raise ValueError(
                     f"The state holds {' and '.join(held)} and so is one of {other.__name__}, not of "
@@ -148,13 +152,25 @@ class LpOptimizer(Optimizer):
         names = [option.name for option in self.options if option not in (LR, FOREACH, FUSED)]
         words: dict[str, None] = {}
         for before, after in zip(present, loaded, strict=False):
+            cycled = MOMENTUM.name if "max_momentum" in after else None  # by OneCycleLR or CyclicLR, at each step
             for name in (*names, "initial_lr"):
                 if name == "grad_rms" and before.get(name) == "auto" and grad_rms.MEASURED in after:
                     continue  # a number that was asked for as "auto"
-                if name in before and name in after and before[name] != after[name]:
+                if name != cycled and name in before and name in after and before[name] != after[name]:
                     shown = "lr (initial_lr)" if name == "initial_lr" else name
                     words[f"{shown} is {_shown(after[name])}, not {_shown(before[name])} as asked for"] = None
         return list(words)
+
+    def _notice_no_tie(self) -> None:
+        loaded = self._take_loaded_p()  # a tie would have taken it
+        first = self.param_groups[0] if loaded else {}
+        if loaded is not None and first["p"] == loaded[0] < first["p_max"]:
+            warnings.warn(
+                f"p is {loaded[0]:.4g} in the loaded or copied state, below p_max = {first['p_max']:.4g}, and no LR "
+                "scheduler is tied to this optimizer, so that p stays there. Call hf_lpsgd.tie_p_schedule as before "
+                "the state was saved. If p is to stay, set p_max to it.",
+                stacklevel=5,
+            )
 
     def _take_loaded_p(self) -> tuple[float, float] | None:
         """The first group's p and p_max as last loaded, for whoever asks first; then None."""
@@ -177,6 +193,8 @@ class LpOptimizer(Optimizer):
                 param group is out of range; no parameter was changed.
         """
         loss = None
+        if not torch.compiler.is_compiling():
+            self._notice_no_tie()
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
@@ -200,6 +218,8 @@ class LpOptimizer(Optimizer):
     def _every_group(self) -> list[dict[str, Any]]:
         """The param groups, also while DeepSpeed's ZeRO shows one of them at a time."""
         known: list[dict[str, Any]] = self.__dict__.get("_known_groups", self.param_groups)
+        if known is self.param_groups:
+            return known
         if any(all(group is not other for other in known) for group in self.param_groups):
             known = self._known_groups = self.param_groups
         return known
@@ -280,6 +300,8 @@ class LpOptimizer(Optimizer):
         """Check what anyone may have written into a group since it was added."""
         for option in (*self.options, P):
             value = group[option.name]
+            if isinstance(option, Number) and _is_plainly_allowed(option, value):  # as most are, at each step
+                continue
             if isinstance(value, Tensor):
                 if value.numel() == 1:  # reading it would wait for its device
                     continue
@@ -291,6 +313,11 @@ class LpOptimizer(Optimizer):
     def _update_group(self, params: list[Tensor], grads: list[Tensor], **hyper: Any) -> None:
         """Make the step of one param group, given `p` and all of `options` except `p_max`."""
         raise NotImplementedError(f"{type(self).__name__} does not say how to update a param group")
+
+
+def _is_plainly_allowed(option: Number, value: Any) -> bool:
+    low = option.low if option is EPS else option.low - _ROUNDING
+    return type(value) is float and low <= value < (math.inf if option.below is None else option.below)
 
 
 def _device_of(calls: list[Call]) -> torch.device | None:

@@ -9,13 +9,14 @@ from accelerate.state import AcceleratorState
 from transformers.trainer_callback import TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
-from ..lr_schedulers import unwrap_scheduler
+from ..lr_schedulers import counts_evaluations, scheduler_step, tells_steps, unwrap_scheduler
+from ..optim import OPTIMIZERS
 from ..optim.base import LpOptimizer
 from ..optim.grad_rms import reference_size
 from ..processes import check_processes, engine_left_out
 from ..schedules import Granularity, PSchedule, PScheduleTie, current_tie, tie_p_schedule, unwrap_optimizer
 from .deepspeed import fit_deepspeed_config
-from .optim_args import name_of, validate_optim_args
+from .optim_args import OptimArgs, name_of, validate_optim_args
 
 logger = logging.getLogger(__name__)
 
@@ -54,14 +55,16 @@ class LpScheduleCallback(TrainerCallback):
     ) -> None:
         base = unwrap_optimizer(optimizer)
         parsed = validate_optim_args(args)
-        if not isinstance(base, LpOptimizer):
-            if parsed is None:
-                return
+        if parsed is None and not isinstance(base, LpOptimizer):
+            return
+        if parsed is not None and not isinstance(base, OPTIMIZERS[name_of(args.optim)].cls):
             raise ValueError(
-                f"--optim {name_of(args.optim)} was asked for, but the Trainer trains with {type(base).__name__}, "
-                "which has no p. Do not give the Trainer an optimizer of its own, neither as an object nor in a "
-                "DeepSpeed config."
+                f"--optim {name_of(args.optim)} was asked for, but the Trainer trains with {type(base).__name__}"
+                f"{'' if isinstance(base, LpOptimizer) else ', which has no p'}. Do not give the Trainer an optimizer "
+                "of its own, neither as an object nor in a DeepSpeed config nor by create_optimizer."
             )
+        if parsed is not None:
+            _compare_with_asked(base, parsed)
         check_processes(args.world_size)
         in_use = AcceleratorState().distributed_type.value
         left_out = engine_left_out(in_use)
@@ -141,9 +144,33 @@ def _check_users_tie(tie: PScheduleTie, lr_scheduler: Any) -> None:
         )
 
 
+def _compare_with_asked(optimizer: LpOptimizer, parsed: OptimArgs) -> None:
+    """Warn of the `optim_args` of which the optimizer, which someone else may have made, knows nothing."""
+    given = [optimizer.defaults, *optimizer.param_groups]  # a resume has told of the groups that it replaces
+    left_out = [
+        f"{name} is {optimizer.param_groups[0][name]}, not {asked} as asked for"
+        for name, asked in parsed.optimizer_kwargs.items()
+        if all(options.get(name) != asked for options in given)
+    ]
+    if left_out:
+        logger.warning(
+            "The %s of this Trainer was not made from --optim_args: %s. Give these options where it is made, or do "
+            "not give the Trainer an optimizer of its own.",
+            type(optimizer).__name__,
+            "; ".join(left_out),
+        )
+
+
 def _compare_with_checkpoint(tie: PScheduleTie, optimizer: LpOptimizer, state: TrainerState) -> None:
     """Leave in the Trainer's state what its checkpoints are to tell, and warn where the one loaded tells otherwise."""
     name = LpScheduleCallback.__name__
+    if tie.by_trainer and state.global_step > 0 and _is_fresh(tie.lr_scheduler):
+        logger.warning(
+            "The checkpoint of step %s held no state of the optimizer and the LR scheduler, so momentum, learning "
+            "rate and p begin anew. Resume from a checkpoint that has optimizer.pt and scheduler.pt, which "
+            "save_only_model leaves out, or start a new run from its weights.",
+            state.global_step,
+        )
     now = {attribute: getattr(tie, attribute) for attribute in _TOLD.values()}
     states = cast("dict[str, Any]", state.stateful_callbacks)
     saved = states.get(name) if state.global_step > 0 else None
@@ -164,6 +191,11 @@ def _compare_with_checkpoint(tie: PScheduleTie, optimizer: LpOptimizer, state: T
             "; ".join(changed),
             course,
         )
+
+
+def _is_fresh(lr_scheduler: Any) -> bool:
+    counts_steps = tells_steps(lr_scheduler) and not counts_evaluations(lr_scheduler)
+    return counts_steps and scheduler_step(lr_scheduler) == 0
 
 
 def _update_steps_per_epoch(args: TrainingArguments, train_dataloader: Any) -> int:

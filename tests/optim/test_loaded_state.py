@@ -61,6 +61,25 @@ def test_a_state_of_the_same_options_a_copy_and_a_pickle_are_not_told(cls):
             assert twin.param_groups[0]["p_max"] == 6
 
 
+@pytest.mark.parametrize("make", [torch.optim.lr_scheduler.OneCycleLR, torch.optim.lr_scheduler.CyclicLR])
+def test_a_momentum_that_the_lr_scheduler_cycles_is_not_told(make):
+    lengths = {"total_steps": 20} if make is torch.optim.lr_scheduler.OneCycleLR else {"max_lr": 0.1}
+    saved, taker = LPSGDM([param()], lr=0.1), LPSGDM([param()], lr=0.1)
+    schedulers = [make(optimizer, 0.1, **lengths) for optimizer in (saved, taker)]
+    for _ in range(5):
+        saved.step()
+        schedulers[0].step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        taker.load_state_dict(saved.state_dict())
+    assert taker.param_groups[0]["momentum"] == saved.param_groups[0]["momentum"] != 0.9
+
+
+def test_a_group_with_a_key_of_the_other_class_can_be_copied_and_loaded_again():
+    optimizer = LPSGD([{"params": [param()], "momentum": 0.9}], lr=0.1)
+    copy.deepcopy(optimizer).load_state_dict(optimizer.state_dict())
+
+
 def test_a_state_of_the_other_class_is_refused_both_ways_and_nothing_is_loaded():
     lpsgd, lpsgdm = stepped(LPSGD, p_max=6), stepped(LPSGDM, p_max=3)
     for taker, giver, message in (
@@ -112,6 +131,18 @@ def test_fused_and_foreach_both_set_in_a_group_later_are_refused_at_the_step():
     optimizer = LPSGDM([param()], foreach=True)
     optimizer.param_groups[0]["fused"] = True
     with pytest.raises(ValueError, match="Invalid fused in a param group: True, with foreach=True"):
+        optimizer.step()
+
+
+def test_an_option_that_rounding_left_just_below_its_least_value_is_let_pass_except_eps():
+    optimizer = LPSGDM([param()], lr=0.1, weight_decay=0.3, p_max=2)
+    for _ in range(3):
+        optimizer.param_groups[0]["weight_decay"] -= 0.1
+        optimizer.step()
+    assert optimizer.param_groups[0]["weight_decay"] < 0
+    copy.deepcopy(optimizer).load_state_dict(optimizer.state_dict())
+    optimizer.param_groups[0]["eps"] = -1e-17
+    with pytest.raises(ValueError, match="Invalid eps in a param group: -1e-17"):
         optimizer.step()
 
 

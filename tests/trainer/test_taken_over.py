@@ -48,7 +48,20 @@ def test_p_tied_to_a_scheduler_that_the_trainer_does_not_step_is_refused_before_
     assert trainer.state.global_step == 0
 
 
-@pytest.mark.parametrize("wrap", [lambda scheduler: scheduler, "sequential"])
+class Warmup(torch.optim.lr_scheduler.LRScheduler):
+    """As schedulers of other libraries do, it holds the one that goes on after it."""
+
+    def __init__(self, after):
+        self.after, self.optimizer = after, after.optimizer
+
+    def step(self):
+        self.after.step()
+
+    def get_last_lr(self):
+        return self.after.get_last_lr()
+
+
+@pytest.mark.parametrize("wrap", [lambda scheduler: scheduler, Warmup, "sequential"])
 def test_p_tied_to_the_scheduler_that_the_trainer_steps_or_to_a_member_of_it_is_let_pass(wrap, make_trainer):
     model, optimizer, scheduler = tied_by_the_user()
     if wrap == "sequential":
@@ -110,6 +123,35 @@ def test_a_subclass_that_makes_an_optimizer_of_ours_is_tied_and_warned_as_any_ot
         untied.train()
     assert logged(untied) == [6.0] * 6
     assert "has no p schedule, so p stays at p_max" in caplog.text
+
+
+def test_optim_args_that_a_subclass_leaves_out_are_told_and_those_in_force_are_not(make_trainer, caplog):
+    with caplog.at_level(logging.WARNING, LOGGER):
+        make_trainer(trainer_class=OwnOptimizer, optim_args="p_max=6,p_schedule=linear", max_steps=1).train()
+        assert not caplog.messages
+        make_trainer(trainer_class=OwnOptimizer, optim_args="p_max=20,momentum=0.5", max_steps=1).train()
+    (message,) = caplog.messages
+    assert "was not made from --optim_args: p_max is 6.0, not 20.0 as asked for; momentum is 0.9, not 0.5" in message
+    assert "\n" not in message
+
+
+def test_a_subclass_that_gives_each_group_its_own_options_is_not_told(make_trainer, caplog):
+    class Groups(Trainer):
+        def create_optimizer(self, *args, **kwargs):
+            super().create_optimizer(*args, **kwargs)
+            for group in self.optimizer.param_groups:
+                group["p_max"] = 6.0
+            return self.optimizer
+
+    with caplog.at_level(logging.WARNING, LOGGER):
+        make_trainer(trainer_class=Groups, optim_args="p_max=20", max_steps=1).train()
+    assert not caplog.messages
+
+
+def test_a_subclass_that_makes_the_other_optimizer_of_ours_than_asked_for_is_refused(make_trainer):
+    trainer = make_trainer(trainer_class=OwnOptimizer, optim="lpsgd", max_steps=1)
+    with pytest.raises(ValueError, match=r"--optim lpsgd was asked for, but the Trainer trains with LPSGDM\. Do not"):
+        trainer.train()
 
 
 class OtherScheduler(TrainerCallback):
@@ -196,6 +238,14 @@ def test_a_checkpoint_that_tells_no_course_of_p_is_checked_by_its_p(make_trainer
         json.dump(state, file)
     with pytest.warns(UserWarning, match="p goes from 2 in the loaded state to 10.26: the p schedule 'cosine'"):
         resumed(make_trainer, checkpoint)
+
+
+@pytest.mark.parametrize("lost", ["optimizer.pt", "scheduler.pt"])
+def test_a_checkpoint_without_the_state_of_optimizer_or_scheduler_is_told(lost, make_trainer, checkpoint, caplog):
+    os.remove(os.path.join(checkpoint, lost))
+    with caplog.at_level(logging.WARNING, LOGGER):
+        resumed(make_trainer, checkpoint, max_steps=11)
+    assert "The checkpoint of step 10 held no state of the optimizer and the LR scheduler" in caplog.text
 
 
 def test_a_checkpoint_of_the_other_optimizer_is_refused_in_one_line(make_trainer, checkpoint):
