@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,13 @@ def torchrun(processes, script, *arguments, cwd=None, env=None, timeout=240):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command += [str(LEAVE), str(script), *map(str, arguments)]
     return run_to_end(command, cwd=cwd, env={"OMP_NUM_THREADS": "1", **(env or {})}, timeout=timeout)
+
+
+def free_port():
+    """A port for `accelerate launch --main_process_port`, where accelerate 1.3 takes 0 for the port itself."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 def run_to_end(command, *, cwd=None, env=None, timeout=240):

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from launch import run_to_end
+from launch import free_port, run_to_end
 from paths import ACCELERATE_CONFIGS, EXAMPLES, LOOP_SCRIPT, TRAINER_SCRIPT
 from trainer_model import TinyModel
 from transformers import Trainer, TrainingArguments
@@ -54,7 +54,7 @@ def launch(*command, cwd, **environment):
 
 def by_config(name):
     config = ACCELERATE_CONFIGS / f"{name}.yaml"
-    return ["accelerate.commands.launch", "--main_process_port", "0", "--config_file", config]
+    return ["accelerate.commands.launch", "--main_process_port", free_port(), "--config_file", config]
 
 
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -74,11 +74,26 @@ CASES = {
 }
 
 
+@pytest.fixture(scope="module")
+def are_joined_unasked(tmp_path_factory):
+    """Whether this Accelerate joins processes on a CPU that are not told to use it, as older ones do."""
+    tells = tmp_path_factory.mktemp("state") / "tells.py"
+    tells.write_text("from accelerate import PartialState\nprint(PartialState().distributed_type.value)\n")
+    done = launch("torch.distributed.run", "--standalone", "--nproc_per_node", "1", tells, cwd=tells.parent)
+    assert done.returncode == 0, done.output
+    return "MULTI_CPU" in done.output.split()
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_on_a_cpu_that_are_not_told_to_use_it_train_nothing(case, tmp_path):
+def test_two_processes_on_a_cpu_that_are_not_told_to_use_it_train_together_or_nothing(
+    case, are_joined_unasked, tmp_path
+):
     launcher, script = CASES[case]
     environment = {"DS_ACCELERATOR": "cpu"} if "zero" in case else {}
     done = launch(*launcher, *script, cwd=tmp_path, **environment)
+    if are_joined_unasked:
+        assert (done.returncode, TOLD in done.output) == (0, False), done.output[-3000:]
+        return
     assert done.returncode != 0
     lines = [line for line in done.output.splitlines() if TOLD in line]
     assert lines, done.output[-3000:]

@@ -6,6 +6,7 @@ Both scripts read their flags by `parse`.
 import argparse
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -77,6 +78,9 @@ class Parser(HfArgumentParser):
         if options.get("choices"):
             options["type"] = one_of(options["choices"], options.get("type") or str)
             self.choices[names[0].lstrip("-").replace("-", "_")] = options["type"]
+        if options.get("help"):
+            # A percent sign alone, as transformers 5.2 has one, ends --help with an error of argparse.
+            options["help"] = re.sub(r"%%|%(?!\()", "%%", options["help"])
         self.flags += names
         return super().add_argument(*names, **options)
 

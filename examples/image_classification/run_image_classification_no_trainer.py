@@ -8,6 +8,7 @@ are scikit-learn's digits and a small vision transformer. This script needs the 
 """
 
 import math
+import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
@@ -18,7 +19,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
+from accelerate.utils import DataLoaderConfiguration, DeepSpeedPlugin, ProjectConfiguration, set_seed
 from arguments import parse
 from image_data import BadData, DataArguments, ImageDataset, fail
 from image_models import ModelArguments
@@ -163,10 +164,13 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Loo
 
 
 def make_accelerator(args: LoopArguments) -> Accelerator:
+    # Older versions of Accelerate do not read DeepSpeed's settings themselves where there is a PartialState already.
+    is_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
     accelerator = Accelerator(
         cpu=args.cpu,
         mixed_precision=args.mixed_precision,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
+        deepspeed_plugin=DeepSpeedPlugin() if is_deepspeed else None,
         dataloader_config=DataLoaderConfiguration(split_batches=args.split_batches, use_seedable_sampler=True),
         log_with="tensorboard" if args.with_tracking else None,
         project_config=ProjectConfiguration(project_dir=args.output_dir),
@@ -256,7 +260,11 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: LoopArgumen
     while progress.step < total:
         train_loader.set_epoch(progress.epoch)
         train.epoch.fill_(progress.epoch)
-        batches = accelerator.skip_first_batches(train_loader, progress.batch) if progress.batch else train_loader
+        batches: Any = train_loader
+        if progress.batch:
+            # Where none are left, older versions of Accelerate would give one that is None.
+            are_left = progress.batch < batches_per_epoch
+            batches = accelerator.skip_first_batches(train_loader, progress.batch) if are_left else ()
         losses = []
         model.train()
         for batch in batches:

@@ -12,6 +12,8 @@ import torch
 from paths import ACCELERATE_CONFIGS as CONFIGS
 
 SERVER = Path(__file__).with_name("rank_server.py")
+# As transformers names them, and as it once did.
+KEY_BIASES = ("k_proj.bias", "attention.key.bias")
 SECONDS_TO_IMPORT = 300
 SECONDS_A_RUN = 150
 
@@ -34,11 +36,11 @@ class Run(NamedTuple):
     logs: list[str]
 
     def logged(self, key):
-        return [entry[key] for entry in self.facts["history"] if "learning_rate" in entry]
+        return [entry.get(key) for entry in self.facts["history"] if "learning_rate" in entry]
 
     def names(self):
         # The gradient of key biases is zero but for rounding, which a sign-like step makes as large as any other.
-        names = [name for name in self.weights if not name.endswith("k_proj.bias")]
+        names = [name for name in self.weights if not name.endswith(KEY_BIASES)]
         assert len(names) == len(self.weights) - 2 > 0
         return names
 

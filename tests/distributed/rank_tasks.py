@@ -243,8 +243,10 @@ def read_launch_config(spec, folder):
         if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
             result["deepspeed"] = DeepSpeedPlugin().deepspeed_config
         if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-            plugin = FullyShardedDataParallelPlugin()
-            result["fsdp"] = {name: str(value) for name, value in vars(plugin).items()}
+            # Before FSDP2, this plugin was not made without a GPU.
+            knows_fsdp2 = "fsdp_version" in FullyShardedDataParallelPlugin.__dataclass_fields__
+            plugin = vars(FullyShardedDataParallelPlugin()) if knows_fsdp2 else {}
+            result["fsdp"] = {name: str(value) for name, value in plugin.items()}
 
     torch.distributed.run.run = instead_of_launching
     result["distributed_type"] = load_config_from_file(spec["config"]).distributed_type.value

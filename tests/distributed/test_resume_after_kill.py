@@ -5,6 +5,7 @@ import shutil
 import time
 
 import pytest
+from versions import resumes_processes_on_a_cpu
 
 ENGINES = ["multi_gpu", "deepspeed_zero2", "deepspeed_zero3"]
 STEPS, SAVED, KILLED = 10, 4, 7
@@ -25,7 +26,7 @@ def killed(ranks):
     return run
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", [pytest.param("multi_gpu", marks=resumes_processes_on_a_cpu), *ENGINES[1:]])
 def test_a_killed_run_that_is_resumed_ends_bit_for_bit_as_the_uninterrupted_one(engine, killed, ranks):
     straight = ranks.train(engine, arguments=SAVING)
     resumed = ranks.train(engine, arguments=SAVING, resume=str(killed(engine)))

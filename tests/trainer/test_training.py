@@ -164,21 +164,21 @@ def test_steps_skipped_for_overflow_leave_p_and_lr_in_step(make_trainer):
 
 
 SCHEDULER_KWARGS = {
-    SchedulerType.COSINE_WITH_MIN_LR: {"min_lr": 1e-4},
-    SchedulerType.COSINE_WARMUP_WITH_MIN_LR: {"min_lr": 1e-4},
-    SchedulerType.WARMUP_STABLE_DECAY: {"num_decay_steps": 4},
-    SchedulerType.COSINE_WITH_RESTARTS: {"num_cycles": 2},
-    SchedulerType.REDUCE_ON_PLATEAU: {"patience": 0, "factor": 0.5, "threshold": 10.0},
-    SchedulerType.GREEDY: {"patience": 0, "factor": 0.5, "min_lr": 1e-4, "threshold": 10.0},
+    "cosine_with_min_lr": {"min_lr": 1e-4},
+    "cosine_warmup_with_min_lr": {"min_lr": 1e-4},
+    "warmup_stable_decay": {"num_decay_steps": 4},
+    "cosine_with_restarts": {"num_cycles": 2},
+    "reduce_lr_on_plateau": {"patience": 0, "factor": 0.5, "threshold": 10.0},
+    "greedy": {"patience": 0, "factor": 0.5, "min_lr": 1e-4, "threshold": 10.0},
 }
-AT_EVALUATIONS = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
+AT_EVALUATIONS = ("reduce_lr_on_plateau", "greedy")
 
 
 def arguments_for(scheduler_type):
-    at_evaluations = {"eval_strategy": "steps", "eval_steps": 2} if scheduler_type in AT_EVALUATIONS else {}
+    at_evaluations = {"eval_strategy": "steps", "eval_steps": 2} if scheduler_type.value in AT_EVALUATIONS else {}
     return {
         "lr_scheduler_type": scheduler_type.value,
-        "lr_scheduler_kwargs": SCHEDULER_KWARGS.get(scheduler_type, {}),
+        "lr_scheduler_kwargs": SCHEDULER_KWARGS.get(scheduler_type.value, {}),
         "warmup_steps": 3,
         "max_steps": 12,
         **at_evaluations,
@@ -189,7 +189,7 @@ def arguments_for(scheduler_type):
 def test_cosine_works_with_every_scheduler_that_counts_steps_and_is_refused_by_the_others(
     scheduler_type, make_trainer
 ):
-    if scheduler_type in AT_EVALUATIONS:
+    if scheduler_type.value in AT_EVALUATIONS:
         with pytest.raises(ValueError, match=r"counts evaluations\. Use the p schedule 'lr'"):
             make_trainer(**arguments_for(scheduler_type))
         return

@@ -67,6 +67,15 @@ def test_a_long_list_of_choices_is_cut_short_and_begins_with_the_nearest(refusal
     assert "; --help lists all " in line
 
 
+@pytest.mark.parametrize(("script", "flags"), [(TRAINER, ["--optim", "--output_dir"]), (LOOP, ["--p_max", "--cpu"])])
+def test_help_lists_the_flags(example, script, flags, capsys):
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(script).parse_arguments(["--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out.split()
+    assert [flag for flag in flags if flag not in shown] == []
+
+
 def test_a_name_that_is_like_no_other_is_answered_without_a_guess(refusal):
     assert "Did you mean" not in refusal(TRAINER, "--do_train", "--use_cpu", "--optim", "qqqqqqqq")
     assert did_you_mean("zzz", ["cosine", "linear"]) == ""

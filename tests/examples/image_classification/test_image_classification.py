@@ -18,6 +18,7 @@ from launch import ForkServer
 from paths import TRAINER_SCRIPT as SCRIPT
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from versions import resumes_processes_on_a_cpu
 
 TIMING = ("runtime", "samples_per_second", "steps_per_second")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
@@ -286,6 +287,7 @@ def test_two_processes_share_the_work_and_only_the_first_prints(two):
     assert state["epoch"] == pytest.approx(6 / 12)
 
 
+@resumes_processes_on_a_cpu
 def test_resumed_run_of_two_processes_equals_the_uninterrupted_one_bit_for_bit(server, two, tmp_path):
     folder, _ = two
     run_in_two(server, [*TWO, "--resume_from_checkpoint", folder / "checkpoint-3"], tmp_path / "resumed")

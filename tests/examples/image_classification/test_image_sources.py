@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pil_processors import BitImageProcessorPil, ViTImageProcessorPil
 from safetensors.torch import load_file
-from transformers import BitImageProcessorPil, ViTImageProcessorPil
 
 TINY = ["--model_type", "cifar_resnet", "--config_overrides", "depths=[1],hidden_sizes=[8]", "--image_size", 16]
 TRAIN = ["--do_train", "--optim", "lpsgdm", "--optim_args", "p_max=20", *TINY]

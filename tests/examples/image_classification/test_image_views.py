@@ -12,7 +12,7 @@ from PIL import Image
 @pytest.fixture(scope="module")
 def views():
     """Makes the digits' training images as the model gets them, with a kind of random view and a seed."""
-    from transformers import BitImageProcessorPil
+    from pil_processors import BitImageProcessorPil
 
     processor = BitImageProcessorPil(
         size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}, image_mean=[0.5], image_std=[0.5]
@@ -55,7 +55,7 @@ def test_evaluation_sees_the_images_as_they_are(views):
 
 def test_images_of_the_right_size_skip_resizing_without_a_difference():
     import datasets
-    from transformers import BitImageProcessorPil, ViTImageProcessorPil
+    from pil_processors import BitImageProcessorPil, ViTImageProcessorPil
 
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 255, (12, 12, 3), dtype=np.uint8)) for _ in range(3)]

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pil_processors import BitImageProcessorPil
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForImageClassification, BitImageProcessorPil
+from transformers import AutoConfig, AutoModelForImageClassification
 
 CONFIGS = {
     "cifar_resnet": {"depths": [1, 2], "hidden_sizes": [8, 16]},

@@ -8,7 +8,8 @@ import pytest
 import torch
 import yaml
 from paths import IMAGE_CLASSIFICATION, ROOT
-from transformers import AutoConfig, AutoModelForImageClassification, ViTConfig, ViTImageProcessorPil
+from pil_processors import ViTImageProcessorPil
+from transformers import AutoConfig, AutoModelForImageClassification, ViTConfig
 
 RECIPES = {path.stem: path for path in (IMAGE_CLASSIFICATION / "recipes").glob("*.yaml")}
 DATA = Path(os.environ.get("HF_LPSGD_TEST_DATA", ROOT.parent / "shared" / "data"))
