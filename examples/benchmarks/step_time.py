@@ -14,6 +14,7 @@ Then it measures a whole step of the Trainer with lpsgdm and with sgd (see train
 import argparse
 import json
 import math
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -79,6 +80,8 @@ def contenders(device: torch.device) -> list[Contender]:
     kinds: tuple[tuple[str, Callable[..., Optimizer], int, dict[str, dict[str, bool]]], ...] = (
         ("LPSGDM", LPSGDM, 1, ours),
         ("LPSGD", LPSGD, 0, ours),
+        ("LPSGDM, grad_rms", partial(LPSGDM, grad_rms=1e-3), 1, {"given": {}}),
+        ("LPSGDM, grad_rms", _always_measuring, 1, {"measured": {}}),
         ("SGD, momentum", partial(SGD, momentum=0.9), 1, torchs),
         ("AdamW", AdamW, 2, torchs),
         ("Lion (optimi)", Lion, 1, lions),
@@ -88,6 +91,12 @@ def contenders(device: torch.device) -> list[Contender]:
         for name, kind, state, ways in kinds
         for how, options in ways.items()
     ]
+
+
+def _always_measuring(parameters: Parameters, **options: Any) -> Optimizer:
+    optimizer = LPSGDM(parameters, grad_rms="auto", **options)
+    optimizer._measurement.updates_wanted = sys.maxsize
+    return optimizer
 
 
 def make_parameters(shapes: list[tuple[int, ...]], device: torch.device, dtype: torch.dtype) -> Parameters:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -150,3 +151,27 @@ def pretrained(model_args: ModelArguments, labels: dict[str, Any]) -> tuple[Any,
             fail(f"{name!r} has a head for other classes than the dataset's {classes}: add --ignore_mismatched_sizes")
         fail(f"--model_name_or_path {name!r} cannot be loaded: {first_line(error)}")
     return model, processor
+
+
+def check_classes(model_args: ModelArguments, labels: dict[str, Any]) -> None:
+    """Before a model is evaluated as it is: its classes must be those of the dataset, in the same order."""
+    name = str(model_args.model_name_or_path)
+    try:
+        config = AutoConfig.from_pretrained(name, revision=model_args.model_revision, cache_dir=model_args.cache_dir)
+    except (OSError, ValueError) as error:
+        fail(f"--model_name_or_path {name!r} cannot be loaded: {first_line(error)}")
+    its, datas = (list(dict(sorted(of.items())).values()) for of in (config.id2label, labels["id2label"]))
+    if its == datas or len(its) != len(datas):  # other numbers of classes are told when the weights are loaded
+        return
+    shown, other = (", ".join(names[:5]) + (", ..." if len(names) > 5 else "") for names in (its, datas))
+    if sorted(its) == sorted(datas):
+        fail(
+            f"the classes of {name!r} are {shown}, and those of the dataset {other}, in another order: each would be "
+            "counted as another. Put the dataset's classes in the order of the model's"
+        )
+    if its != [f"LABEL_{number}" for number in range(len(its))]:
+        print(
+            f"warning: the classes of {name!r} are {shown}, and those of the dataset {other}: they are taken for the "
+            "same, by their numbers",
+            file=sys.stderr,
+        )

@@ -17,7 +17,7 @@ from image_data import (
     load_splits,
 )
 from image_folders import check_local_folder, load_folders
-from image_models import SMALL_SIDE, ModelArguments, from_scratch, pretrained
+from image_models import SMALL_SIDE, ModelArguments, check_classes, from_scratch, pretrained
 from lazy_deepspeed import import_deepspeed_only_where_used
 from PIL import Image
 from streamed_images import Stream, StreamedImages, choose_streams
@@ -116,9 +116,13 @@ def leave_out_bad(images: Images, data_args: DataArguments) -> Images:
     return replace(images, train=kept[0], evaluation=kept[1], left_out=(left_out[0], left_out[1]))
 
 
-def load_model(model_args: ModelArguments, data_args: DataArguments, images: Images) -> tuple[Any, Any]:
+def load_model(
+    model_args: ModelArguments, data_args: DataArguments, images: Images, do_train: bool = True
+) -> tuple[Any, Any]:
     """The model that `model_args` names, for the classes of `images`, and its image processor."""
     if model_args.model_name_or_path is not None:
+        if not do_train:
+            check_classes(model_args, images.labels)
         return pretrained(model_args, images.labels)
     return from_scratch(model_args, data_args, images.sample, images.labels)
 

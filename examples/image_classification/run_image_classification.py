@@ -138,7 +138,7 @@ def run(arguments: Arguments) -> None:
             classes = ", ".join(images.classes)
             fail(f"the classes of {checkpoint!r} are not those of the dataset, which has: {classes}")
     else:
-        model, processor = load_model(arguments.model, data_args, images)
+        model, processor = load_model(arguments.model, data_args, images, do_train)
     augmentation = choose_augmentation(data_args, processor, images)
     train, evaluation = for_model(images, model, processor, augmentation, training_args.seed, data_args)
     facts = facts_for_card(arguments, images, augmentation)
