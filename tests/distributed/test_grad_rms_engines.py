@@ -30,7 +30,7 @@ def test_replicas_measure_what_one_process_does_with_their_global_batch(ranks):
 def test_zero_measures_what_ddp_does_and_trains_alike(engine, ranks):
     ddp, zero = (ranks.train(name, arguments=MEASURING) for name in ("multi_gpu", engine))
     assert sizes(zero) == sizes(ddp)
-    assert ddp.difference(zero) <= 1e-6
+    assert ddp.is_bit_for_bit(zero)
 
 
 @pytest.mark.parametrize("engine", ZERO)

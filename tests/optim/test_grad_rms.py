@@ -358,3 +358,22 @@ def test_a_learning_rate_in_a_tensor_steps_as_a_number_does(implement):
             other.step()
         for param, twin in zip(params, twins, strict=True):
             torch.testing.assert_close(param, twin, rtol=1e-6, atol=1e-8)
+
+
+def test_there_is_one_all_reduce_per_measured_step_and_none_afterwards(monkeypatch):
+    reduced = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda numbers: reduced.append(numbers.numel()))
+    optimizer, params = make(LPSGDM, grad_rms="auto")
+    for step in range(FEWEST_UPDATES + 5):
+        set_gradients(params, step)
+        optimizer.step()
+    # The first step measures each of the two groups by itself.
+    assert reduced == [4] + [2] * (FEWEST_UPDATES - 1)
+    for size in (None, 0.5):
+        optimizer, params = make(LPSGDM, grad_rms=size)
+        set_gradients(params, 0)
+        optimizer.step()
+    assert len(reduced) == FEWEST_UPDATES
