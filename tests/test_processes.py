@@ -8,6 +8,7 @@ from launch import free_port, run_to_end
 from paths import ACCELERATE_CONFIGS, EXAMPLES, LOOP_SCRIPT, TRAINER_SCRIPT
 from trainer_model import TinyModel
 from transformers import Trainer, TrainingArguments
+from versions import knows_fsdp2
 
 from hf_lpsgd import LPSGDM
 from hf_lpsgd.processes import check_processes, engine_left_out
@@ -114,6 +115,7 @@ def test_an_engine_that_the_launcher_asked_for_and_that_is_not_in_use_is_named(m
     assert engine_left_out("NO") == "DEEPSPEED"
 
 
+@knows_fsdp2
 def test_fsdp_that_accelerate_leaves_out_on_a_cpu_is_told_once(tmp_path):
     script = [EXAMPLES / "minimal_trainer.py", "--optim", "lpsgdm", "--max_steps", "2", "--output_dir", "out"]
     done = launch(*by_config("fsdp2"), *script, "--use_cpu", "True", cwd=tmp_path)

@@ -33,7 +33,7 @@ class CachedImages(ImageDataset):
         ramp = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
         plain = {"do_resize": False, "do_center_crop": False}
         image = Image.merge(self.views.mode, [ramp] * self.channels)
-        ready = self.views.processor([image], return_tensors="np", **plain)["pixel_values"]
+        ready = self.views.processed([image], "np", **plain)
         return ready.reshape(self.channels, 256).astype(np.float32, copy=False)
 
     def as_bytes(self, images: list[Image.Image]) -> np.ndarray:

@@ -339,7 +339,14 @@ class Views:
             ready = True
         if ready:
             options |= {"do_resize": False, "do_center_crop": False}
-        return self.processor(images, return_tensors="pt", **options)["pixel_values"]
+        return self.processed(images, "pt", **options)
+
+    def processed(self, images: list[Image.Image], kind: str, **options: Any) -> Any:
+        """What the processor makes of `images`, as tensors of that kind."""
+        given: list[Any] = images
+        if self.mode == "L":
+            given = [np.asarray(image)[None] for image in images]  # transformers 5.2 needs to be shown the one channel
+        return self.processor(given, return_tensors=kind, **options)["pixel_values"]
 
 
 class ImageDataset(torch.utils.data.Dataset):

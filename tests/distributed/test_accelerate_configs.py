@@ -9,7 +9,7 @@ import pytest
 from launch import free_port, run_to_end
 from paths import ACCELERATE_CONFIGS
 from paths import TRAINER_SCRIPT as SCRIPT
-from versions import resumes_processes_on_a_cpu
+from versions import knows_fsdp2, resumes_processes_on_a_cpu
 
 from hf_lpsgd.schedules import annealed_p
 
@@ -55,10 +55,9 @@ def test_deepspeed_configs_say_what_their_names_say_and_leave_the_rest_to_the_sc
     assert "scheduler" not in config
 
 
+@knows_fsdp2
 def test_fsdp2_is_version_2_and_saves_whole_models(ranks):
     fsdp = ranks.launch_config("fsdp2")["fsdp"]
-    if "fsdp_version" not in fsdp:
-        pytest.skip("Accelerate has FSDP2 from 1.6 on")
     assert fsdp["fsdp_version"] == "2"
     assert "FULL_STATE_DICT" in fsdp["state_dict_type"]
     assert "transformer_auto_wrap_policy" in fsdp["auto_wrap_policy"]

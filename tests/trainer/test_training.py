@@ -240,7 +240,7 @@ def test_a_resumed_run_ends_bit_for_bit_as_the_uninterrupted_one(p_schedule, mak
     assert len(histories[0]) == 14
 
 
-@pytest.mark.parametrize("scheduler_type", AT_EVALUATIONS)
+@pytest.mark.parametrize("scheduler_type", [kind for kind in SchedulerType if kind.value in AT_EVALUATIONS])
 def test_a_resumed_run_remembers_the_peak_of_a_scheduler_that_counts_evaluations(scheduler_type, make_trainer):
     arguments = {**arguments_for(scheduler_type), "save_strategy": "steps", "save_steps": 6}
     straight = make_trainer(optim_args="p_schedule=lr", **arguments)
