@@ -15,7 +15,7 @@ from torch.optim.optimizer import ParamsT
 from . import functional, grad_rms
 from .functional import check_fused
 from .kernels.tensors import PLAIN_TENSOR_TYPES, SumOfSquares
-from .options import EPS, FOREACH, FUSED, GRAD_RMS, LR, MOMENTUM, P_MAX, Number, NumberOrWord, P, Switch
+from .options import EPS, FOREACH, FUSED, GRAD_RMS, LR, MOMENTUM, P_MAX, SATURATION, Number, NumberOrWord, P, Switch
 
 # A param group, its parameters that have gradients, and the gradients.
 Call = tuple[dict[str, Any], list[Tensor], list[Tensor]]
@@ -38,6 +38,7 @@ class LpOptimizer(Optimizer):
     def __init__(self, params: ParamsT, **defaults: Any) -> None:
         self._check(defaults, "")
         self._measurement = grad_rms.Measurement()
+        self._settled: dict[int, tuple[Any, ...]] = {}
         super().__init__(params, defaults)
 
     def _check(self, group: dict[str, Any], where: str) -> None:
@@ -125,6 +126,7 @@ class LpOptimizer(Optimizer):
         super().__setstate__(state)
         self._known_groups = self.param_groups
         self.__dict__.setdefault("_measurement", grad_rms.Measurement()).begin_anew()
+        self._settled = {}
         if is_resume and state.get("param_groups"):
             first = self.param_groups[0]
             self._loaded_p = (float(first["p"]), float(first["p_max"]))
@@ -198,9 +200,12 @@ class LpOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        names = ["p", *(option.name for option in self.options if option is not P_MAX)]
+        names = ["p", *(option.name for option in self.options if option is not P_MAX and option is not SATURATION)]
         calls = [self._with_gradients(group) for group in self.param_groups]
-        sizes, measured = self._begin_measuring(calls) if GRAD_RMS in self.options else ([], None)
+        sizes: list[float | None] = []
+        measured = None
+        if any(group.get("grad_rms") is not None for group in self.param_groups):
+            sizes, measured = self._begin_measuring(calls)
         for index, (group, params, grads) in enumerate(calls):
             if params:
                 hyper = {name: group[name] for name in names}
@@ -208,7 +213,6 @@ class LpOptimizer(Optimizer):
                     squares = measured if grad_rms.takes_part(group) else None
                     size = sizes[index]
                     size = None if size is None else size * grad_rms.saturation_of(group)
-                    del hyper["saturation"]
                     hyper.update(grad_rms=size, squares=squares, bounded=self._bounded)
                 self._update_group(params, grads, **hyper)
         if measured is not None:
@@ -298,9 +302,14 @@ class LpOptimizer(Optimizer):
 
     def _check_options_in_force(self, group: dict[str, Any]) -> None:
         """Check what anyone may have written into a group since it was added."""
-        for option in (*self.options, P):
+        # Most options are at each step what they were at the step before; lr and p are what schedules change.
+        settled = tuple([group[option.name] for option in self.options if option is not LR])
+        options: tuple[Number | NumberOrWord | Switch, ...] = (*self.options, P)
+        if self._settled.get(id(group)) == settled:
+            options = (LR, P)
+        for option in options:
             value = group[option.name]
-            if isinstance(option, Number) and _is_plainly_allowed(option, value):  # as most are, at each step
+            if isinstance(option, Number) and _is_plainly_allowed(option, value):
                 continue
             if isinstance(value, Tensor):
                 if value.numel() == 1:  # reading it would wait for its device
@@ -308,7 +317,9 @@ class LpOptimizer(Optimizer):
             elif option is LR:  # an LR scheduler's rounding may leave it just below 0
                 continue
             option.check(value, " in a param group")
-        _check_implementation(group, " in a param group")
+        if len(options) > 2:
+            _check_implementation(group, " in a param group")
+            self._settled[id(group)] = settled
 
     def _update_group(self, params: list[Tensor], grads: list[Tensor], **hyper: Any) -> None:
         """Make the step of one param group, given `p` and all of `options` except `p_max`."""
