@@ -7,7 +7,7 @@ Writes results.md and results.png beside cells.jsonl. More folders than one are 
 
 import argparse
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean, stdev
@@ -38,6 +38,13 @@ def gather(cells: Iterable[dict[str, Any]]) -> Accuracies:
     for cell in cells:
         found[cell["task"]][title_of(cell)][cell["rate"]].append(cell["accuracy"])
     return found
+
+
+def of_whole_seeds(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cells of the seeds with which all of a task was run: one that was cut off would favour some contenders."""
+    number = Counter((cell["task"], cell["seed"]) for cell in cells)
+    most = {task: max(count for (other, _), count in number.items() if other == task) for task, _ in number}
+    return [cell for cell in cells if number[cell["task"], cell["seed"]] == most[cell["task"]]]
 
 
 def spread(values: list[float]) -> str:
@@ -131,6 +138,7 @@ def main() -> None:
     cells = [cell for folder in args.folders for cell in read_cells(folder / "cells.jsonl")]
     if not cells:
         parser.error(f"{args.folders[0]} holds no finished cells: run run_study.py first")
+    cells = of_whole_seeds(cells)
     order = list(TASKS)
     cells.sort(key=lambda cell: order.index(cell["task"]))
     found = gather(cells)
@@ -151,7 +159,8 @@ def main() -> None:
         *carry_over(found),
     ]
     for task, contenders in found.items():
-        lines += ["", f"## {task}", "", f"{TASKS[task].description}.", "", *table_of(contenders)]
+        seeds = len({cell["seed"] for cell in cells if cell["task"] == task})
+        lines += ["", f"## {task}", "", f"{TASKS[task].description}. Seeds: {seeds}.", "", *table_of(contenders)]
     (args.folders[0] / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     draw(found, args.folders[0] / "results.png")
     print(args.folders[0] / "results.md")

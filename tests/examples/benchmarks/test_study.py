@@ -112,6 +112,12 @@ def test_one_rate_for_all_is_the_one_at_which_the_worst_loses_least():
     assert study_report.common_rate(family) == (1e-2, pytest.approx(0.05))
 
 
+def test_a_seed_that_was_cut_off_is_not_counted():
+    cells = [{"task": task, "seed": seed, "rate": rate} for task in "ab" for seed in (0, 1) for rate in (1, 2)]
+    assert study_report.of_whole_seeds(cells) == cells
+    assert study_report.of_whole_seeds(cells[:-1]) == cells[:-2]
+
+
 def test_a_cell_is_the_same_when_it_is_run_again(short):
     cell = next(cell for cell in run_study.cells_of(STUDY) if cell["optimizer"] == "LPSGDM")
     first, again = train(cell), train(cell)
