@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -34,7 +35,7 @@ from provenance import provenance
 from torch.optim import SGD, AdamW, Optimizer
 from tqdm.auto import tqdm
 
-from hf_lpsgd import LPSGD, LPSGDM
+from hf_lpsgd import LPSGD, LPSGDM, tie_p_schedule
 from hf_lpsgd.optim.functional import why_not_fused
 from hf_lpsgd.optim.kernels import cpu
 
@@ -95,7 +96,8 @@ def contenders(device: torch.device) -> list[Contender]:
 
 def _always_measuring(parameters: Parameters, **options: Any) -> Optimizer:
     optimizer = LPSGDM(parameters, grad_rms="auto", **options)
-    optimizer._measurement.updates_wanted = sys.maxsize
+    # Of a warm-up all steps are measured, and this one never ends.
+    tie_p_schedule(optimizer, SimpleNamespace(last_epoch=0), "constant", num_warmup_steps=sys.maxsize)
     return optimizer
 
 

@@ -14,6 +14,8 @@ from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, 
 
 CONTENDERS = {
     *(f"{name}, {how}" for name in ("LPSGDM", "LPSGD") for how in ("default", "single", "foreach", "fused")),
+    "LPSGDM, grad_rms, given",
+    "LPSGDM, grad_rms, measured",
     *(f"{name}, {how}" for name in ("SGD, momentum", "AdamW") for how in ("foreach", "fused")),
     "Lion (optimi), foreach",
     "copy",
