@@ -44,14 +44,15 @@ def test_a_number_is_taken_as_it_is_and_none_is_not_logged(make_trainer):
     assert all("grad_rms" not in entry for entry in trainer.state.log_history)
 
 
-@pytest.mark.parametrize("cut", [5, 25])
+# The second cut is at the end of an epoch: transformers 5.2 resumes no later epoch exactly in its middle.
+@pytest.mark.parametrize("cut", [5, 30])
 def test_a_run_resumed_while_it_measures_or_after_ends_as_the_uninterrupted_one(cut, make_trainer, tmp_path, recwarn):
-    whole, groups = train(make_trainer, save_strategy="steps", save_steps=cut)
+    whole, groups = train(make_trainer, save_strategy="steps", save_steps=cut, max_steps=40)
     checkpoint = str(tmp_path / "out" / f"checkpoint-{cut}")
     with open(os.path.join(checkpoint, "trainer_state.json")) as file:
         assert json.load(file)["log_history"][-1]["grad_rms"] == logged(whole)[cut - 1]
     expected = [parameter.detach().clone() for parameter in whole.model.parameters()]
-    resumed, others = train(make_trainer, resume=checkpoint)
+    resumed, others = train(make_trainer, resume=checkpoint, max_steps=40)
     assert logged(resumed) == logged(whole)
     assert [group["grad_rms"] for group in others] == [group["grad_rms"] for group in groups]
     for parameter, other in zip(expected, resumed.model.parameters(), strict=True):
