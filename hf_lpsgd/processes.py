@@ -10,7 +10,7 @@ _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE
 _ENGINES = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DEEPSPEED"}
 
 
-def check_processes(num_processes: int) -> None:
+def check_processes(num_processes: int, in_a_loop: str = "cpu=True to the Accelerator") -> None:
     """Fail where a launcher started more processes than train together.
 
     Without a GPU, Accelerate joins them only if it is told to use the CPU. Otherwise each of them trains a whole model
@@ -19,6 +19,7 @@ def check_processes(num_processes: int) -> None:
     Args:
         num_processes: how many processes train together, as `TrainingArguments.world_size` or
             `Accelerator.num_processes` tells.
+        in_a_loop: what to pass, and to what, for the CPU to be used where there is no Trainer; told in the message.
 
     Raises:
         ValueError: says how many processes there are, and how to join them.
@@ -29,7 +30,7 @@ def check_processes(num_processes: int) -> None:
             raise ValueError(
                 f"The launcher started {int(size)} processes ({name}={size}), and only {num_processes} would train "
                 "together, so that each trains a model of its own and writes the same files. Without a GPU, pass "
-                "--use_cpu True to a Trainer script, or cpu=True to the Accelerator. Otherwise start one process."
+                f"--use_cpu True to a Trainer script, or {in_a_loop}. Otherwise start one process."
             )
 
 

@@ -232,9 +232,10 @@ class PScheduleTie:
     def _notice_stillness(self) -> None:
         # The first parameter, because ZeRO and layerwise training step a few parameters at a time.
         first = next((group["params"][0] for group in self.optimizer.param_groups if group["params"]), None)
-        lrs = [float(group["lr"]) for group in self.optimizer.param_groups] if self._follows_lr() else None
+        record = P_SCHEDULES[self.schedule]
+        lrs = [float(group["lr"]) for group in self.optimizer.param_groups] if record.follows_lr else None
         made = scheduler_step(self.lr_scheduler)
-        if P_SCHEDULES[self.schedule].needs_horizon and self._progress(made // self.stride) >= 1.0:
+        if record.needs_horizon and self._progress(made // self.stride) >= 1.0:
             return  # p is where it ends
         place = (made, lrs)
         if place != self._last_place:
@@ -251,9 +252,6 @@ class PScheduleTie:
                 "steps_per_epoch=1.",
                 stacklevel=4,
             )
-
-    def _follows_lr(self) -> bool:
-        return P_SCHEDULES[self.schedule].follows_lr
 
     def _progress(self, step: int) -> float:
         if step < self.num_warmup_steps:

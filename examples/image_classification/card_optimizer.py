@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from hf_lpsgd.optim.base import LpOptimizer
-from hf_lpsgd.optim.functional import default_implementation
+from hf_lpsgd.optim.functional import implementation_for
 from hf_lpsgd.optim.grad_rms import MEASURED, reference_size, saturation_of
 from hf_lpsgd.schedules import unwrap_optimizer
 from hf_lpsgd.trainer import OPTIMIZERS, OptimArgs
@@ -87,11 +87,5 @@ def implementation_of(trainer: Any) -> str:
     """What computes the step: fused, foreach, or one tensor at a time."""
     group = _group(trainer)
     device = next((parameter.device for parameter in group["params"]), trainer.args.device)
-    fused, foreach = group["fused"], group["foreach"]
-    if fused or (fused is None and foreach is None):
-        name = "fused" if fused else default_implementation(device)[0]
-    elif foreach is None:
-        name = "foreach" if device.type in ("cuda", "xpu", "mtia") else "single"
-    else:
-        name = "foreach" if foreach else "single"
+    name = implementation_for(device, group["foreach"], group["fused"])
     return f"{_IMPLEMENTATIONS.get(name, name)}, on {device.type}"

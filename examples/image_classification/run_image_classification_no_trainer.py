@@ -175,10 +175,7 @@ def make_accelerator(args: LoopArguments) -> Accelerator:
         log_with="tensorboard" if args.with_tracking else None,
         project_config=ProjectConfiguration(project_dir=args.output_dir),
     )
-    try:
-        check_processes(accelerator.num_processes)
-    except ValueError as error:
-        fail(str(error).replace("cpu=True to the Accelerator", "--cpu to this script"))
+    check_processes(accelerator.num_processes, "--cpu to this script")
     if accelerator.state.deepspeed_plugin is not None:
         # Left alone, "auto" clips at 1.0, and an offloaded optimizer is replaced by DeepSpeed's own Adam.
         deepspeed_config = accelerator.state.deepspeed_plugin.deepspeed_config

@@ -156,7 +156,7 @@ class LpOptimizer(Optimizer):
         for before, after in zip(present, loaded, strict=False):
             cycled = MOMENTUM.name if "max_momentum" in after else None  # by OneCycleLR or CyclicLR, at each step
             for name in (*names, "initial_lr"):
-                if name == "grad_rms" and before.get(name) == "auto" and grad_rms.MEASURED in after:
+                if name == "grad_rms" and grad_rms.takes_part(before) and grad_rms.MEASURED in after:
                     continue  # a number that was asked for as "auto"
                 if name != cycled and name in before and name in after and before[name] != after[name]:
                     shown = "lr (initial_lr)" if name == "initial_lr" else name
@@ -230,25 +230,23 @@ class LpOptimizer(Optimizer):
 
     def _begin_measuring(self, calls: list[Call]) -> tuple[list[float | None], SumOfSquares | None]:
         """The reference size for each of `calls`, and what is to gather squares, if they are still measured."""
+        for group in self._measuring():
+            if grad_rms.MEASURED not in group:  # "auto" was written into the group
+                grad_rms.join(group, self._every_group())
         measuring = self._measuring()
-        if measuring:
-            for group in measuring:
-                if grad_rms.MEASURED not in group:  # "auto" was written into the group
-                    grad_rms.join(group, self._every_group())
-            measuring = self._measuring()
         if measuring:
             first = next((group["params"][0] for group in self.param_groups if group["params"]), None)
             self._measurement.begin_call(measuring, first)
-            measuring = self._measuring()
-        if not measuring:
+        if not any(map(grad_rms.takes_part, measuring)):
             return [grad_rms.reference_size(group) for group, _, _ in calls], None
-        size = grad_rms.size_before(measuring[0])
-        if size is not None:
-            takes_part = [grad_rms.takes_part(group) for group, _, _ in calls]
-            own = [grad_rms.reference_size(group) for group, _, _ in calls]
-            return [size if measured else mine for measured, mine in zip(takes_part, own, strict=True)], SumOfSquares()
-        # Nothing is known yet, so each group is measured before its first step.
-        return self._measure_ahead(calls), None
+        if grad_rms.size_before(measuring[0]) is None:
+            # Nothing is known yet, so each group is measured before its first step.
+            return self._measure_ahead(calls), None
+        sizes = [
+            grad_rms.size_before(group) if grad_rms.takes_part(group) else grad_rms.reference_size(group)
+            for group, _, _ in calls
+        ]
+        return sizes, SumOfSquares()
 
     def _measure_ahead(self, calls: list[Call]) -> list[float | None]:
         ahead = [SumOfSquares() for _ in calls]

@@ -151,6 +151,16 @@ def default_implementation(device: torch.device) -> tuple[Implementation, str | 
     return "foreach" if device.type in _FOREACH_DEVICES else "single", reason
 
 
+def implementation_for(device: torch.device, foreach: bool | None, fused: bool | None) -> Implementation:
+    """What updates tensors on `device` with these options, where a fused implementation that is asked for exists."""
+    if fused:
+        return "fused"
+    if foreach is None and fused is None:
+        return default_implementation(device)[0]
+    use_foreach = device.type in _FOREACH_DEVICES if foreach is None else foreach
+    return "foreach" if use_foreach else "single"
+
+
 def check_fused(device: torch.device, where: str = "", *, at_step: bool = False) -> None:
     """Fail where `fused=True` was asked for and tensors are on a device that has no fused implementation.
 

@@ -56,10 +56,12 @@ def reference_size(group: dict[str, Any]) -> float | None:
     value = group.get("grad_rms")
     if not takes_part(group):
         return None if value is None else float(value)
-    total, updates, squares, count = group.get(MEASURED, _NOTHING)
-    if count > 0:
-        total, updates = total + root_mean_square(squares, count), updates + 1
-    return rounded(total / updates) if updates else None
+    return _mean(*_with_the_last_update(group.get(MEASURED, _NOTHING)))
+
+
+def size_before(group: dict[str, Any]) -> float | None:
+    """The running mean over the finished updates, if there are any."""
+    return _mean(*group[MEASURED][:2])
 
 
 def saturation_of(group: dict[str, Any]) -> float:
@@ -100,13 +102,11 @@ class Measurement:
             self._seen.add(id(first))
             return
         self._seen = {id(first)}
-        total, updates, squares, count = groups[0][MEASURED]
-        if count > 0:
-            total, updates = total + root_mean_square(squares, count), updates + 1
+        total, updates = _with_the_last_update(groups[0][MEASURED])
         for group in groups:
             group[MEASURED] = [total, updates, 0.0, 0]
             if updates >= self.updates_wanted:
-                group["grad_rms"] = rounded(total / updates)
+                group["grad_rms"] = _mean(total, updates)
 
     def end_call(self, groups: Sequence[dict[str, Any]], sums: Sequence[tuple[float, float]]) -> None:
         """Add what this call measured, on all processes together."""
@@ -131,17 +131,22 @@ class Measurement:
             )
 
 
-def size_before(group: dict[str, Any]) -> float | None:
-    """The running mean over the finished updates, if there are any."""
-    total, updates, _, _ = group[MEASURED]
+def _with_the_last_update(measured: Sequence[float]) -> tuple[float, int]:
+    """The sum of the root mean squares and the number of updates, with the one that may not be finished yet."""
+    total, updates, squares, count = measured
+    if count > 0:
+        total, updates = total + root_mean_square(squares, count), updates + 1
+    return total, int(updates)
+
+
+def _mean(total: float, updates: int) -> float | None:
     return rounded(total / updates) if updates else None
 
 
 def add_up(sums: Sequence[tuple[float, int]], device: torch.device | None) -> list[tuple[float, float]]:
     """The sums over all processes, by one all-reduce; where torch.distributed does not run, the sums themselves."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [(squares, count) for squares, count in sums]
-    if torch.distributed.get_world_size() == 1:
+    runs = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not runs or torch.distributed.get_world_size() == 1:
         return [(squares, count) for squares, count in sums]
     on_device = _device_of_collectives(device)
     numbers = torch.tensor(list(sums), dtype=torch.float64, device=on_device)
