@@ -4,6 +4,8 @@
 
 Writes one JSON line per cell to results/NAME/cells.jsonl, after a line that tells the command, the commit, the
 versions and the device. A cell that is in the file is not run again, so a run that was cut off goes on where it was.
+A study with the entry `test` chooses the rates on examples held out. Then it tests each optimizer, on other examples,
+at its best rate and at the first one to try.
 Each worker is one process with one thread. study_report.py makes the tables and figures.
 """
 
@@ -13,29 +15,39 @@ import json
 import multiprocessing
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
 import yaml
 from output_folder import make_folder
 from provenance import provenance
-from study.tasks import TASKS, use_cifar10
+from study.data import use_cifar10
+from study.tasks import TASKS
 from study.training import train
 from tqdm.auto import tqdm
 
 HERE = Path(__file__).resolve().parent
 
 
-def cells_of(study: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The cells of a study: all tasks and optimizers with the first seed, then with the next."""
-    for seed, task, contender in itertools.product(study["seeds"], study["tasks"], study["contenders"]):
+def contenders_of(study: dict[str, Any], task: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each contender of a task with each combination of the options that it varies."""
+    for contender in study["contenders"]:
         if task in contender.get("not_on", ()):
             continue
         varied = contender.get("vary", {})
         for values in itertools.product(*varied.values()):
-            options = {**contender.get("options", {}), **dict(zip(varied, values, strict=True))}
+            yield contender, {**contender.get("options", {}), **dict(zip(varied, values, strict=True))}
+
+
+def cells_of(study: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The cells of a study that choose: all tasks and optimizers with the first seed, then with the next."""
+    split = {"split": "validation"} if "test" in study else {}
+    for seed, task in itertools.product(study["seeds"], study["tasks"]):
+        for contender, options in contenders_of(study, task):
             for rate in contender["rates"]:
                 yield {
                     "task": task,
@@ -43,11 +55,46 @@ def cells_of(study: dict[str, Any]) -> Iterator[dict[str, Any]]:
                     "options": options,
                     "rate": float(rate),
                     "seed": seed,
+                    **split,
                 }
 
 
+def test_cells_of(study: dict[str, Any], chosen: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The cells that are tested: each contender at its best rate, at the first one to try, and at another's best.
+
+    Args:
+        study: a study with the entry `test`.
+        chosen: the finished cells of `cells_of`.
+    """
+    best = best_rates([cell for cell in chosen if cell.get("split") == "validation"])
+    for seed, task in itertools.product(study["test"]["seeds"] if "test" in study else (), study["tasks"]):
+        for contender, options in contenders_of(study, task):
+            cell = {"task": task, "optimizer": contender["optimizer"], "options": options, "seed": seed}
+            rates = {best[contender_key(cell)], float(contender["first_rate"])}
+            if "also_at_best_of" in contender:
+                other = {"task": task, "optimizer": contender["also_at_best_of"], "options": {}}
+                rates.add(best[contender_key(other)])
+            for rate in sorted(rates):
+                yield {**cell, "rate": rate, "split": "test"}
+
+
+def contender_key(cell: dict[str, Any]) -> str:
+    return json.dumps([cell["task"], cell["optimizer"], cell["options"]], sort_keys=True)
+
+
+def best_rates(cells: list[dict[str, Any]]) -> dict[str, float]:
+    """The rate of the highest mean accuracy over the seeds, by task and contender."""
+    found: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for cell in cells:
+        found[contender_key(cell)][cell["rate"]].append(cell["accuracy"])
+    return {key: max(rates, key=lambda rate: mean(rates[rate])) for key, rates in found.items()}
+
+
+_KEY = ("task", "optimizer", "options", "rate", "seed", "split")
+
+
 def key_of(cell: dict[str, Any]) -> str:
-    return json.dumps({name: cell[name] for name in ("task", "optimizer", "options", "rate", "seed")}, sort_keys=True)
+    return json.dumps({name: cell[name] for name in _KEY if name in cell}, sort_keys=True)
 
 
 def read_cells(path: Path) -> list[dict[str, Any]]:
@@ -68,14 +115,36 @@ def _prepare_worker(cifar10: str) -> None:
     use_cifar10(cifar10)
 
 
-def _run(cell: dict[str, Any]) -> dict[str, Any]:
-    return {**cell, **train(cell)}
+def _run(cell_and_device: tuple[dict[str, Any], str]) -> dict[str, Any]:
+    cell, device = cell_and_device
+    return {**cell, **train(cell, device)}
+
+
+def _run_all(cells: list[dict[str, Any]], path: Path, args: argparse.Namespace, title: str) -> None:
+    for task in dict.fromkeys(cell["task"] for cell in cells):  # before the workers are forked, which then share it
+        TASKS[task].data()
+        TASKS[task].model()
+    packages = ("numpy", "lion-pytorch", "scikit-learn", "datasets", "transformers", "accelerate")
+    facts = provenance(Path(__file__).name, packages, torch.device(args.device))
+    for place, word in ((args.cifar10, "CIFAR10"), (args.output_dir, "FOLDER")):
+        if place is not None and Path(place).is_absolute():  # a folder of this machine tells nobody else anything
+            facts["command"] = facts["command"].replace(str(place), word)
+    with (
+        open(path, "a", encoding="utf-8") as file,
+        multiprocessing.get_context("fork").Pool(args.workers, _prepare_worker, (args.cifar10,)) as pool,
+    ):
+        file.write(json.dumps({"run": facts}) + "\n")
+        finished = pool.imap_unordered(_run, [(cell, args.device) for cell in cells])
+        for cell in tqdm(finished, title, len(cells), unit="cell", file=sys.stdout):
+            file.write(json.dumps(cell) + "\n")
+            file.flush()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, help="a file in studies/")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes, of one thread each")
+    parser.add_argument("--workers", type=int, help="processes of one thread; default: one per core, 1 on a GPU")
+    parser.add_argument("--device", default="cpu", help="default: cpu; a task with a Trainer script ignores it")
     parser.add_argument("--cifar10", default="uoft-cs/cifar10", help="CIFAR-10: on the Hub, or a folder of its files")
     parser.add_argument("--only", nargs="*", default=[], metavar="TASK", help="run these tasks of the study only")
     parser.add_argument("--output_dir", type=Path, help="default: results/NAME beside this script")
@@ -84,31 +153,27 @@ def main() -> None:
     wrong = [task for task in (*study["tasks"], *args.only) if task not in TASKS]
     if wrong:
         parser.error(f"unknown task {wrong[0]!r}; the tasks are {', '.join(TASKS)}")
+    study["tasks"] = [task for task in study["tasks"] if not args.only or task in args.only]
+    args.workers = args.workers or (os.cpu_count() if args.device == "cpu" else 1)
     folder = args.output_dir or HERE / "results" / args.study.stem
     make_folder(parser, "--output_dir", folder)
     path = folder / "cells.jsonl"
-    done = {key_of(cell) for cell in read_cells(path)}
-    cells = [cell for cell in cells_of(study) if key_of(cell) not in done]
-    cells = [cell for cell in cells if not args.only or cell["task"] in args.only]
-    if not cells:
-        print(f"all cells are in {path}")
-        return
     torch.set_num_threads(1)
     use_cifar10(args.cifar10)
-    for task in dict.fromkeys(cell["task"] for cell in cells):  # before the workers are forked, which then share it
-        TASKS[task].data()
-        TASKS[task].model()
-    facts = provenance(Path(__file__).name, ("numpy", "lion-pytorch", "scikit-learn", "datasets"), torch.device("cpu"))
-    if Path(args.cifar10).is_dir():  # a folder of this machine tells nobody else anything
-        facts["command"] = facts["command"].replace(args.cifar10, "CIFAR10")
-    with (
-        open(path, "a", encoding="utf-8") as file,
-        multiprocessing.get_context("fork").Pool(args.workers, _prepare_worker, (args.cifar10,)) as pool,
-    ):
-        file.write(json.dumps({"run": facts}) + "\n")
-        for cell in tqdm(pool.imap_unordered(_run, cells), total=len(cells), unit="cell", file=sys.stdout):
-            file.write(json.dumps(cell) + "\n")
-            file.flush()
+    stages = {
+        "choosing rates": lambda finished: cells_of(study),
+        "testing": lambda finished: test_cells_of(study, finished),
+    }
+    ran = 0
+    for title, cells_in in stages.items():
+        finished = read_cells(path)
+        done = {key_of(cell) for cell in finished}
+        cells = [cell for cell in cells_in(finished) if key_of(cell) not in done]
+        if cells:
+            _run_all(cells, path, args, title)
+        ran += len(cells)
+    if not ran:
+        print(f"all cells are in {path}")
 
 
 if __name__ == "__main__":

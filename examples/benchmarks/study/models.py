@@ -1,10 +1,10 @@
-"""Small models of the study: a transformer for images and text, and a residual network with batch norm."""
+"""Small models of the study: a transformer for images and text, a residual network and a VGG with batch norm."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ResNet", "Transformer"]
+__all__ = ["VGG", "ResNet", "Transformer"]
 
 
 class _Block(nn.Module):
@@ -86,11 +86,13 @@ class _Residual(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A residual network with batch norm for images of 32 x 32, of three stages."""
+    """A residual network with batch norm for small images, of three stages."""
 
-    def __init__(self, classes: int, width: int = 16) -> None:
+    def __init__(self, classes: int, width: int = 16, channels: int = 3, stem_stride: int = 2) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, width, 3, stem_stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
         self.stages = nn.Sequential(
             _Residual(width, width, 1), _Residual(width, 2 * width, 2), _Residual(2 * width, 4 * width, 2)
         )
@@ -98,3 +100,27 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.stages(self.stem(x)).mean((2, 3)))
+
+
+class VGG(nn.Module):
+    """VGG-11 with batch norm for images of 32 x 32: eight convolutions; `width` is 64 in the original."""
+
+    def __init__(self, classes: int, width: int = 16) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for multiple in (1, 0, 2, 0, 4, 4, 0, 8, 8, 0, 8, 8, 0):
+            if multiple == 0:
+                layers.append(nn.MaxPool2d(2))
+                continue
+            layers += [
+                nn.Conv2d(channels, multiple * width, 3, padding=1, bias=False),
+                nn.BatchNorm2d(multiple * width),
+                nn.ReLU(),
+            ]
+            channels = multiple * width
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).flatten(1))

@@ -1,119 +1,44 @@
 """The tasks of the study: data, model, number of epochs; each small enough for one core and some seconds."""
 
-import argparse
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .models import ResNet, Transformer
+from . import data
+from .data import Data
+from .models import VGG, ResNet, Transformer
 
-__all__ = ["TASKS", "Task", "use_cifar10"]
-
-_cifar10 = "uoft-cs/cifar10"
-
-
-@dataclass(frozen=True)
-class Data:
-    """Inputs and labels to train on, and to tell the accuracy on."""
-
-    train: tuple[Tensor, Tensor]
-    held_out: tuple[Tensor, Tensor]
+__all__ = ["TASKS", "Task"]
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task: what it is in one line, its data, and a new model, made after the seed was set."""
+    """A task: what it is in one line, its data, and a new model, made after the seed was set.
+
+    Attributes:
+        by_trainer: trained by the Trainer script language_model.py, and not by the loop of training.py.
+    """
 
     description: str
     data: Callable[[], Data]
     model: Callable[[], nn.Module]
     epochs: int
     batch_size: int = 64
+    by_trainer: bool = False
 
 
-def use_cifar10(name: str) -> None:
-    """Where CIFAR-10 is to be loaded from: a dataset on the Hub, or a folder of its parquet files."""
-    global _cifar10
-    _cifar10 = name
-    _cifar.cache_clear()
-
-
-@cache
-def _digits() -> Data:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = torch.tensor(digits.images / 16, dtype=torch.float32)
-    labels = torch.tensor(digits.target)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    patches = _patches((images[order] - 0.305) / 0.376, 2)
-    labels = labels[order]
-    return Data((patches[:1437], labels[:1437]), (patches[1437:], labels[1437:]))
-
-
-@cache
-def _cifar() -> tuple[Tensor, Tensor]:
-    """The training images of CIFAR-10, normalized, and their labels."""
-    from datasets import load_dataset
-
-    if Path(_cifar10).is_dir():
-        files = {"train": str(Path(_cifar10) / "train-*.parquet")}
-        dataset = load_dataset("parquet", data_files=files, split="train")
-    else:
-        dataset = load_dataset(_cifar10, split="train")
-    dataset = dataset.select(range(30_000))
-    images = np.stack([np.asarray(image) for image in dataset["img"]])
-    pixels = torch.tensor(images).permute(0, 3, 1, 2).float().div(255).sub(0.473).div(0.251)
-    return pixels, torch.tensor(dataset["label"])
-
-
-def _patches(images: Tensor, size: int) -> Tensor:
-    images = images.unsqueeze(1) if images.dim() == 3 else images
-    patches = images.unfold(2, size, size).unfold(3, size, size)
-    return patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2).contiguous()
-
-
-@cache
-def _cifar_images() -> Data:
-    images, labels = _cifar()
-    return Data((images[:4000], labels[:4000]), (images[4000:6000], labels[4000:6000]))
-
-
-@cache
-def _cifar_patches() -> Data:
-    data = _cifar_images()
-    return Data(*((_patches(images, 8), labels) for images, labels in (data.train, data.held_out)))
-
-
-@cache
-def _new_classes() -> Data:
-    """2,000 images of the five classes that the pretrained network has not seen, and 2,000 others of them."""
-    images, labels = _cifar()
-    chosen = (labels >= 5).nonzero().flatten()[:4000]
-    images, labels = images[chosen], labels[chosen] - 5
-    return Data((images[:2000], labels[:2000]), (images[2000:], labels[2000:]))
-
-
-@cache
-def _pretrained() -> dict[str, Tensor]:
-    """A residual network trained on 10,000 images of the first five classes."""
-    images, labels = _cifar()
-    chosen = (labels < 5).nonzero().flatten()[:10_000]
-    torch.manual_seed(0)
-    model = ResNet(5)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    steps = 8 * (len(chosen) // 64)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+def _pretrain(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, rate: float) -> dict[str, Tensor]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    steps_per_epoch = len(images) // 64
+    steps = epochs * steps_per_epoch
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     for step in range(steps):
-        if step % (len(chosen) // 64) == 0:
-            order = chosen[torch.randperm(len(chosen))]
-        batch = order[step % (len(chosen) // 64) * 64 :][:64]
+        if step % steps_per_epoch == 0:
+            order = torch.randperm(len(images))
+        batch = order[step % steps_per_epoch * 64 :][:64]
         nn.functional.cross_entropy(model(images[batch]), labels[batch]).backward()
         optimizer.step()
         scheduler.step()
@@ -121,51 +46,87 @@ def _pretrained() -> dict[str, Tensor]:
     return model.state_dict()
 
 
-def _with_new_head() -> nn.Module:
-    model = ResNet(5)
-    weights = {name: weight for name, weight in _pretrained().items() if not name.startswith("head.")}
+@cache
+def _pretrained_resnet() -> dict[str, Tensor]:
+    """A residual network trained on 10,000 images of the first five classes."""
+    images, labels = data.of_classes(data.cifar("train"), 0, 4, 10_000)
+    torch.manual_seed(0)
+    return _pretrain(ResNet(5), images, labels, 8, 3e-3)
+
+
+@cache
+def _pretrained_vit() -> dict[str, Tensor]:
+    """A transformer trained on 15,000 images of the first five classes."""
+    images, labels = data.of_classes(data.cifar("train"), 0, 4, 15_000)
+    torch.manual_seed(0)
+    return _pretrain(Transformer(192, 16, 5), data.patches(images, 8), labels, 12, 1e-3)
+
+
+def _with_new_head(model: nn.Module, pretrained: dict[str, Tensor]) -> nn.Module:
+    weights = {name: weight for name, weight in pretrained.items() if not name.startswith("head.")}
     model.load_state_dict(weights, strict=False)
     return model
 
 
-_TEXT_LENGTH = 32
+def _resnet_with_new_head() -> nn.Module:
+    model = ResNet(5)
+    return _with_new_head(model, _pretrained_resnet())
 
 
-@cache
-def _text() -> Data:
-    """The source of Python's argparse, cut into pieces; each character is to be told from those before it."""
-    text = inspect.getsource(argparse)
-    vocabulary = {character: number for number, character in enumerate(sorted(set(text)))}
-    numbers = torch.tensor([vocabulary[character] for character in text])
-    pieces = numbers[: len(numbers) // _TEXT_LENGTH * _TEXT_LENGTH].view(-1, _TEXT_LENGTH)
-    following = numbers[1:].unfold(0, _TEXT_LENGTH, _TEXT_LENGTH)
-    pieces = pieces[: len(following)]
-    order = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(0))
-    pieces, following = pieces[order], following[order]
-    cut = len(pieces) - 400
-    return Data((pieces[:cut], following[:cut]), (pieces[cut:], following[cut:]))
+def _vit_with_new_head() -> nn.Module:
+    model = Transformer(192, 16, 5)
+    return _with_new_head(model, _pretrained_vit())
 
 
 def _text_model() -> nn.Module:
-    classes = int(max(tensor.max() for tensor in _text().train)) + 1
-    return Transformer(classes, _TEXT_LENGTH, classes, is_text=True)
+    classes = data.text_vocabulary()
+    return Transformer(classes, data.TEXT_LENGTH, classes, is_text=True)
 
 
 TASKS = {
     "digits_vit": Task(
-        "digits, ViT, initial weights of standard deviation 0.02", _digits, lambda: Transformer(4, 16, 10), 15
+        "digits, ViT, initial weights of standard deviation 0.02",
+        data.digit_patches,
+        lambda: Transformer(4, 16, 10),
+        15,
     ),
     "digits_vit_torch_init": Task(
-        "digits, ViT, torch's default initialization", _digits, lambda: Transformer(4, 16, 10, std=None), 15
+        "digits, ViT, torch's default initialization",
+        data.digit_patches,
+        lambda: Transformer(4, 16, 10, std=None),
+        15,
     ),
-    "cifar_vit": Task("CIFAR-10, ViT, 4,000 images", _cifar_patches, lambda: Transformer(192, 16, 10), 5),
-    "cifar_resnet": Task("CIFAR-10, ResNet, 4,000 images", _cifar_images, lambda: ResNet(10), 4),
+    "digits_resnet": Task(
+        "digits, ResNet with batch norm", data.digit_images, lambda: ResNet(10, channels=1, stem_stride=1), 8
+    ),
+    "cifar_vit": Task("CIFAR-10, ViT, 4,000 images", data.cifar_patches, lambda: Transformer(192, 16, 10), 5),
+    "cifar_resnet": Task("CIFAR-10, ResNet, 4,000 images", data.cifar_images, lambda: ResNet(10), 4),
+    "cifar_vgg": Task(
+        "CIFAR-10, VGG-11 with batch norm and a quarter of its channels, 4,000 images",
+        data.cifar_images,
+        lambda: VGG(10),
+        4,
+    ),
     "finetune_resnet": Task(
         "ResNet pretrained on five classes of CIFAR-10, fine-tuned on 2,000 images of the others",
-        _new_classes,
-        _with_new_head,
+        data.cifar_new_classes,
+        _resnet_with_new_head,
         8,
     ),
-    "text": Task("next character of a Python module, causal transformer", _text, _text_model, 6, batch_size=32),
+    "finetune_vit": Task(
+        "ViT pretrained on five classes of CIFAR-10, fine-tuned on 2,000 images of the others",
+        data.cifar_new_classes_patches,
+        _vit_with_new_head,
+        8,
+    ),
+    "text": Task("next character of a Python module, causal transformer", data.text, _text_model, 6, batch_size=32),
+    "text_trainer": Task(
+        "next character of a Python module, GPT-2 of two layers, by a Trainer script that does not know this package",
+        data.text,
+        _text_model,
+        6,
+        batch_size=32,
+        by_trainer=True,
+    ),
 }
 """The tasks by name."""

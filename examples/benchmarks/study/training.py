@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -19,23 +20,53 @@ __all__ = ["train"]
 
 WARMUP = 0.1
 CLIP = 1.0
+POINTS = 20  # of a curve
+WATCHED = 500  # of the examples held out, that a curve tells the accuracy on
 
 
-def train(cell: dict[str, Any]) -> dict[str, Any]:
-    """Train one cell; the accuracy on the data held out, the mean loss of the last epoch, and the time it took.
+def train(cell: dict[str, Any], device: str = "cpu") -> dict[str, Any]:
+    """Train one cell; its accuracy, the mean loss of the last epoch, and the time it took.
 
     Args:
         cell: `task`, `optimizer`, `rate`, `seed`, and `options`: those of the optimizer's constructor, and
-            `p_schedule`.
+            `p_schedule`, `p_granularity`, and `clip`, the largest norm of the gradient, 0 for none. `split` is
+            `validation` where the accuracy is that on the examples held out, `test` where it is that on the test
+            data, along with a curve over training. Without it there are no test data, and all others are trained on.
+        device: what to train on.
     """
     warnings.filterwarnings("ignore", message="lr_scheduler.step")
     began = time.perf_counter()
     task = TASKS[cell["task"]]
-    data = task.data()
+    if task.by_trainer:
+        from .trainer_cell import train_by_trainer
+
+        result = train_by_trainer(cell, task)
+    else:
+        result = _train_by_loop(cell, device)
+    return {**result, "seconds": round(time.perf_counter() - began, 2)}
+
+
+def accuracy_of(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        right = sum(
+            int((model(piece).argmax(-1) == wanted).sum())
+            for piece, wanted in zip(inputs.split(500), labels.split(500), strict=True)
+        )
+    model.train(was_training)
+    return right / labels.numel()
+
+
+def _train_by_loop(cell: dict[str, Any], device: str) -> dict[str, Any]:
+    task = TASKS[cell["task"]]
+    data = task.data().with_test() if "split" in cell else task.data()
+    data = data.on(device)
     torch.manual_seed(cell["seed"])
-    model = task.model()
+    model = task.model().to(device)
     options = dict(cell["options"])
-    schedule = options.pop("p_schedule", "cosine")
+    tie = {name: options.pop(name) for name in ("p_schedule", "p_granularity") if name in options}
+    clip = options.pop("clip", CLIP)
     optimizers = make_optimizers(model, cell["optimizer"], cell["rate"], options)
     inputs, labels = data.train
     steps_per_epoch = len(inputs) // task.batch_size
@@ -50,19 +81,30 @@ def train(cell: dict[str, Any]) -> dict[str, Any]:
     schedulers = [LambdaLR(optimizer, factor) for optimizer in optimizers]
     for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
         if isinstance(optimizer, LpOptimizer):
-            tie_p_schedule(optimizer, scheduler, schedule, num_training_steps=steps, num_warmup_steps=warmup)
+            of_epochs = {"steps_per_epoch": steps_per_epoch} if tie.get("p_granularity") == "epoch" else {}
+            tie_p_schedule(
+                optimizer,
+                scheduler,
+                tie.get("p_schedule", "cosine"),
+                num_training_steps=steps,
+                num_warmup_steps=warmup,
+                granularity=tie.get("p_granularity", "step"),
+                **of_epochs,
+            )
     generator = torch.Generator().manual_seed(cell["seed"])
     parameters = list(model.parameters())
     model.train()
-    losses = []
+    losses: list[float] = []
+    curve: list[dict[str, float]] = []
     for step in range(steps):
         place = step % steps_per_epoch
         if place == 0:
-            order = torch.randperm(len(inputs), generator=generator)
+            order = torch.randperm(len(inputs), generator=generator).to(device)
         batch = order[place * task.batch_size :][: task.batch_size]
         loss = cross_entropy(model(inputs[batch]).flatten(0, -2), labels[batch].flatten())
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+        if clip:
+            torch.nn.utils.clip_grad_norm_(parameters, clip)
         for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
             optimizer.step()
             scheduler.step()
@@ -70,13 +112,22 @@ def train(cell: dict[str, Any]) -> dict[str, Any]:
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
             break
-    model.eval()
-    inputs, labels = data.held_out
-    with torch.no_grad():
-        accuracy = (model(inputs).argmax(-1) == labels).float().mean().item()
+        if cell.get("split") == "test" and (step + 1) * POINTS // steps > step * POINTS // steps:
+            watched = accuracy_of(model, data.held_out[0][:WATCHED], data.held_out[1][:WATCHED])
+            curve.append(_point(step + 1, losses[-max(1, steps // POINTS) :], watched, optimizers[0]))
+    of_whom = data.test if cell.get("split") == "test" else data.held_out
+    assert of_whom is not None
     return {
-        "accuracy": round(accuracy, 5),
+        "accuracy": round(accuracy_of(model, *of_whom), 5),
         "loss": round(sum(losses[-steps_per_epoch:]) / steps_per_epoch, 5),
         "grad_rms": reference_size_of(optimizers),
-        "seconds": round(time.perf_counter() - began, 2),
+        **({"curve": curve} if curve else {}),
     }
+
+
+def _point(step: int, losses: list[float], accuracy: float, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    group = optimizer.param_groups[0]
+    point = {"step": step, "loss": sum(losses) / len(losses), "accuracy": accuracy, "lr": float(group["lr"])}
+    if "p" in group:
+        point["p"] = float(group["p"])
+    return {name: float(f"{value:.4g}") for name, value in point.items()}
