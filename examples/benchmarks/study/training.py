@@ -3,6 +3,7 @@
 import math
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,7 +25,10 @@ POINTS = 20  # of a curve
 WATCHED = 500  # of the examples held out, that a curve tells the accuracy on
 
 
-def train(cell: dict[str, Any], device: str = "cpu") -> dict[str, Any]:
+Watch = Callable[[int, int, nn.Module, torch.optim.Optimizer], None]
+
+
+def train(cell: dict[str, Any], device: str = "cpu", watch: Watch | None = None) -> dict[str, Any]:
     """Train one cell; its accuracy, the mean loss of the last epoch, and the time it took.
 
     Args:
@@ -33,6 +37,7 @@ def train(cell: dict[str, Any], device: str = "cpu") -> dict[str, Any]:
             `validation` where the accuracy is that on the examples held out, `test` where it is that on the test
             data, along with a curve over training. Without it there are no test data, and all others are trained on.
         device: what to train on.
+        watch: called before each step with its number, the number of steps, the model and the optimizer.
     """
     warnings.filterwarnings("ignore", message="lr_scheduler.step")
     began = time.perf_counter()
@@ -42,7 +47,7 @@ def train(cell: dict[str, Any], device: str = "cpu") -> dict[str, Any]:
 
         result = train_by_trainer(cell, task)
     else:
-        result = _train_by_loop(cell, device)
+        result = _train_by_loop(cell, device, watch)
     return {**result, "seconds": round(time.perf_counter() - began, 2)}
 
 
@@ -58,7 +63,7 @@ def accuracy_of(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
     return right / labels.numel()
 
 
-def _train_by_loop(cell: dict[str, Any], device: str) -> dict[str, Any]:
+def _train_by_loop(cell: dict[str, Any], device: str, watch: Watch | None) -> dict[str, Any]:
     task = TASKS[cell["task"]]
     data = task.data().with_test() if "split" in cell else task.data()
     data = data.on(device)
@@ -101,6 +106,8 @@ def _train_by_loop(cell: dict[str, Any], device: str) -> dict[str, Any]:
         if place == 0:
             order = torch.randperm(len(inputs), generator=generator).to(device)
         batch = order[place * task.batch_size :][: task.batch_size]
+        if watch is not None:
+            watch(step, steps, model, optimizers[0])
         loss = cross_entropy(model(inputs[batch]).flatten(0, -2), labels[batch].flatten())
         loss.backward()
         if clip:

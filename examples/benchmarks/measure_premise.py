@@ -1,0 +1,178 @@
+"""Measure the paper's premise: which p the loss asks for, over a training.
+
+    python examples/benchmarks/measure_premise.py --cifar10 PATH --output_dir examples/benchmarks/results/premise
+
+Trains tasks of the study with AdamW and LPSGDM. At some moments it computes the decrease of the loss that each p
+promises (see hf_lpsgd.geometry), the spread of the gradient and of the Hessian's diagonal, and the noise of the
+gradient. Writes results.json, with the command, the commit, the versions and the device, results.md and results.png.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import torch
+from output_folder import make_folder
+from provenance import provenance
+from study.data import use_cifar10
+from study.tasks import TASKS
+from study.training import train
+from torch import nn
+from torch.nn.functional import cross_entropy
+from tqdm.auto import tqdm
+
+from hf_lpsgd.geometry import ORDERS, gradient_and_curvature, noise_to_signal, promised_decrease, spread
+
+RUNS = {
+    "AdamW": {"optimizer": "AdamW", "options": {}, "rate": 1e-3},
+    "LPSGDM": {"optimizer": "LPSGDM", "options": {"grad_rms": "auto", "p_max": 20}, "rate": 5e-4},
+}
+BATCHES = 8
+BATCH_SIZE = 64
+
+
+def measure(task: str, model: nn.Module, probes: int) -> dict[str, Any]:
+    """Which decrease each p promises on a large batch; the noise is that of batches of 64."""
+    inputs, labels = (part[: BATCHES * BATCH_SIZE] for part in TASKS[task].data().train)
+    params = list(model.parameters())
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+    def loss(start: int, number: int) -> torch.Tensor:
+        outputs = model(inputs[start : start + number]).flatten(0, -2)
+        return cross_entropy(outputs, labels[start : start + number].flatten())
+
+    generator = torch.Generator().manual_seed(0)
+    gradient, curvature = gradient_and_curvature(lambda: loss(0, len(inputs)), params, probes, generator)
+    small = [torch.autograd.grad(loss(index * BATCH_SIZE, BATCH_SIZE), params) for index in range(BATCHES)]
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+    shares = promised_decrease(gradient, curvature)
+    by_batch = [promised_decrease(piece, curvature) for piece in small]
+    return {
+        "shares": {f"{p:g}": float(f"{share:.4g}") for p, share in shares.items()},
+        "best_p": best_order(shares),
+        "best_p_of_small_batches": [best_order(piece) for piece in by_batch],
+        "gradient_spread": float(f"{spread(gradient):.4g}"),
+        "curvature_spread": float(f"{spread(curvature):.4g}"),
+        "gradient_noise": float(f"{noise_to_signal(small):.4g}"),
+    }
+
+
+def best_order(shares: dict[float, float]) -> float:
+    return max(shares, key=lambda p: shares[p])
+
+
+def run(task: str, name: str, seed: int, moments: int, probes: int) -> list[dict[str, Any]]:
+    points: list[dict[str, Any]] = []
+
+    def watch(step: int, steps: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        wanted = {round(index * (steps - 1) / (moments - 1)) for index in range(moments)}
+        if step in wanted:
+            point = {"progress": round(step / (steps - 1), 4), **measure(task, model, probes)}
+            if "p" in optimizer.param_groups[0]:
+                point["p"] = float(f"{optimizer.param_groups[0]['p']:.4g}")
+            points.append(point)
+
+    result = train({"task": task, "seed": seed, **RUNS[name]}, watch=watch)
+    points[-1]["accuracy"] = result["accuracy"]
+    return points
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    lines = [
+        "| task | optimizer | best p at the start | in the middle | at the end | least and most that p = 2 promises, "
+        "of the best | spread of the gradient, start and end | of the Hessian's diagonal | noise, start and end |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for task, name in dict.fromkeys((result["task"], result["optimizer"]) for result in results):
+        of_runs = [result["points"] for result in results if (result["task"], result["optimizer"]) == (task, name)]
+        middle = len(of_runs[0]) // 2
+        best = [f"{median(points[place]['best_p'] for points in of_runs):g}" for place in (0, middle, -1)]
+        of_two = [point["shares"]["2"] for points in of_runs for point in points]
+        ends = [
+            " and ".join(f"{mean(points[place][key] for points in of_runs):.3g}" for place in (0, -1))
+            for key in ("gradient_spread", "curvature_spread", "gradient_noise")
+        ]
+        lines.append(
+            f"| {task} | {name} | " + " | ".join(best) + f" | {min(of_two):.3f} to {max(of_two):.3f} | "
+            "" + " | ".join(ends) + " |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def draw(results: list[dict[str, Any]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    tasks = list(dict.fromkeys(result["task"] for result in results))
+    figure = Figure(figsize=(9, 2.6 * len(tasks)), dpi=80, layout="constrained")
+    axes = figure.subplots(len(tasks), 2, squeeze=False, sharex=True)
+    for (left, right), task in zip(axes, tasks, strict=True):
+        for color, name in enumerate(RUNS):
+            of_runs = [result["points"] for result in results if (result["task"], result["optimizer"]) == (task, name)]
+            progress = [point["progress"] for point in of_runs[0]]
+            for points in of_runs:
+                left.plot(progress, [point["best_p"] for point in points], color=f"C{color}", alpha=0.25, linewidth=1)
+            middle = [median(points[place]["best_p"] for points in of_runs) for place in range(len(progress))]
+            left.plot(progress, middle, "o-", color=f"C{color}", markersize=3, label=f"best p, trained by {name}")
+            for order, style in ((2, "-"), (20, "--")):
+                shares = [mean(run[place]["shares"][str(order)] for run in of_runs) for place in range(len(progress))]
+                right.plot(progress, shares, style, color=f"C{color}", linewidth=1, label=f"p = {order}, {name}")
+            if name == "LPSGDM":
+                left.plot(progress, [point["p"] for point in of_runs[0]], "k--", linewidth=1, label="the paper's p")
+        left.set(yscale="log", yticks=[2, 6, 20, 100, 1000], ylim=(1.8, 1300))
+        left.set_yticklabels(["2", "6", "20", "100", "sign"])
+        left.set_title(f"{task}: p of the largest promised decrease", fontsize=9)
+        right.set(ylim=(0, 1.05))
+        right.set_title(f"{task}: promised decrease, as a share of the best", fontsize=9)
+        for axis in (left, right):
+            axis.tick_params(labelsize=7)
+            axis.grid(alpha=0.3)
+    axes[0][0].legend(fontsize=7)
+    axes[0][1].legend(fontsize=7)
+    for axis in axes[-1]:
+        axis.set_xlabel("progress of the training", fontsize=8)
+    figure.savefig(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--tasks", nargs="+", default=["digits_vit", "cifar_vit", "cifar_resnet", "finetune_resnet"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--moments", type=int, default=12, help="per training")
+    parser.add_argument("--probes", type=int, default=4, help="random vectors per moment, for the Hessian's diagonal")
+    parser.add_argument("--cifar10", default="uoft-cs/cifar10", help="CIFAR-10: on the Hub, or a folder of its files")
+    args = parser.parse_args()
+    unknown = [task for task in args.tasks if task not in TASKS or TASKS[task].by_trainer]
+    if unknown:
+        parser.error(f"unknown task {unknown[0]!r}; the tasks are {', '.join(TASKS)}")
+    make_folder(parser, "--output_dir", args.output_dir)
+    use_cifar10(args.cifar10)
+    facts = provenance(Path(__file__).name, ("numpy", "scikit-learn", "datasets"))
+    if Path(args.cifar10).is_dir():  # a folder of this machine tells nobody else anything
+        facts["command"] = facts["command"].replace(args.cifar10, "CIFAR10")
+    runs = [(task, name, seed) for task in args.tasks for name in RUNS for seed in args.seeds]
+    results = [
+        {
+            "task": task,
+            "optimizer": name,
+            "seed": seed,
+            **RUNS[name],
+            "points": run(task, name, seed, args.moments, args.probes),
+        }
+        for task, name, seed in tqdm(runs, unit="run")
+    ]
+    settings = {"orders": ORDERS, "batch": BATCHES * BATCH_SIZE, "probes": args.probes}
+    lines = json.dumps({**facts, **settings}, indent=2)[:-2] + ',\n  "results": [\n    '
+    lines += ",\n    ".join(json.dumps(result) for result in results) + "\n  ]\n}\n"
+    (args.output_dir / "results.json").write_text(lines, encoding="utf-8")
+    (args.output_dir / "results.md").write_text(table(results), encoding="utf-8")
+    draw(results, args.output_dir / "results.png")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""What an lp norm promises at a point of training: the paper's premise, measured.
+
+With the gradient g and the diagonal h of the Hessian, a step in the lp norm lowers the quadratic model of the loss by
+at most `|g|_q^2 / (2 |h|_s)`, where `q = p/(p-1)` and `s = p/(p-2)`. The p of the largest promise is the best p there.
+The model knows neither the noise of the gradient nor what lies off the Hessian's diagonal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["ORDERS", "gradient_and_curvature", "noise_to_signal", "promised_decrease", "spread"]
+
+ORDERS = (2.0, 2.5, 3.0, 4.0, 6.0, 10.0, 20.0, 50.0, 100.0, 1000.0)
+"""Orders p that are compared; the last stands for the limit, sign descent."""
+
+
+def gradient_and_curvature(
+    loss: Callable[[], Tensor], params: Sequence[Tensor], probes: int = 4, generator: torch.Generator | None = None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The gradient of a loss, and an estimate of the diagonal of its Hessian.
+
+    The estimate is Hutchinson's: the mean over `probes` of `z * (H z)`, with signs z drawn at random. It is exact for
+    a diagonal Hessian. A probe costs about two gradients, and the memory is that of a second backward pass.
+
+    Args:
+        loss: returns the loss, a scalar, that depends on `params`; it is called once.
+        params: tensors that require a gradient. One that the loss does not depend on has zeros for both.
+        probes: number of random vectors, at least 1.
+        generator: on the CPU, for the random signs; None for torch's default.
+
+    Returns:
+        Two lists of tensors with the shapes of `params`.
+    """
+    if probes < 1:
+        raise ValueError(f"probes is a number of random vectors of at least 1, not {probes}")
+    # The fused forms of attention have no second derivative.
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), torch.enable_grad():
+        value = loss()
+        found = torch.autograd.grad(value, params, create_graph=True, allow_unused=True)
+        gradient = [torch.zeros_like(p) if g is None else g for g, p in zip(found, params, strict=True)]
+        curvature = [torch.zeros_like(param) for param in params]
+        curved = [index for index, g in enumerate(gradient) if g.requires_grad]
+        for probe in range(probes if curved else 0):
+            signs = [_signs(params[index], generator) for index in curved]
+            products = torch.autograd.grad(
+                [gradient[index] for index in curved],
+                [params[index] for index in curved],
+                signs,
+                retain_graph=probe + 1 < probes,
+                allow_unused=True,
+            )
+            for index, sign, product in zip(curved, signs, products, strict=True):
+                if product is not None:
+                    curvature[index] += sign * product / probes
+    return [g.detach() for g in gradient], curvature
+
+
+def _signs(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    signs = torch.randint(0, 2, like.shape, generator=generator, dtype=torch.int8)
+    return signs.to(like.device).mul(2).sub(1).to(like.dtype)
+
+
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().double().abs().flatten() for tensor in tensors])
+
+
+def _log_norm(sizes: Tensor, order: float) -> float:
+    largest = sizes.max()
+    if largest == 0:
+        return -math.inf
+    if math.isinf(order):
+        return float(largest.log())
+    return float(largest.log() + (sizes / largest).pow(order).sum().log() / order)
+
+
+def promised_decrease(
+    gradient: Iterable[Tensor], curvature: Iterable[Tensor], orders: Iterable[float] = ORDERS
+) -> dict[float, float]:
+    """The decrease of the loss that each order p promises, `|g|_q^2 / (2 |h|_s)`, as a share of the largest promise.
+
+    Args:
+        gradient: g, in pieces.
+        curvature: the diagonal h of the Hessian, in pieces; its absolute value counts.
+        orders: the values of p, at least 2.
+
+    Returns:
+        By p, a number up to 1, which is that of the best p. Empty where the gradient or the curvature is all zero.
+    """
+    g, h = _flat(gradient), _flat(curvature)
+    if g.max() == 0 or h.max() == 0:
+        return {}
+    logs = {}
+    for p in orders:
+        s = p / (p - 2) if p > 2 else math.inf
+        logs[p] = 2 * _log_norm(g, p / (p - 1)) - _log_norm(h, s)
+    largest = max(logs.values())
+    return {p: math.exp(value - largest) for p, value in logs.items()}
+
+
+def spread(tensors: Iterable[Tensor]) -> float:
+    """The ratio of the root mean square to the mean of the absolute values: 1 where all are alike in size."""
+    sizes = _flat(tensors)
+    average = float(sizes.mean())
+    return float(sizes.square().mean().sqrt()) / average if average > 0 else 1.0
+
+
+def noise_to_signal(gradients: Sequence[Sequence[Tensor]]) -> float:
+    """The variance of a batch's gradient, summed over its elements, in units of the squared norm of their mean.
+
+    Args:
+        gradients: the gradients of at least two batches.
+    """
+    if len(gradients) < 2:
+        raise ValueError("noise_to_signal needs the gradients of at least 2 batches")
+    signal = noise = 0.0
+    for pieces in zip(*gradients, strict=True):
+        stacked = torch.stack([piece.double() for piece in pieces])
+        signal += float(stacked.mean(0).square().sum())
+        noise += float(stacked.var(0).sum())
+    return noise / signal if signal > 0 else math.inf
