@@ -28,7 +28,7 @@ def test_the_moments_stand_in_the_logs_and_the_first_and_the_last_step_are_among
     entries = [entry for entry in trainer.state.log_history if "best_p" in entry]
     assert [entry["step"] for entry in entries] == [1, 4, 7, 10]
     for entry in entries:
-        assert KEYS <= entry.keys()
+        assert entry.keys() >= KEYS
         assert 2 <= entry["best_p"] <= 1000
         assert 0 < entry["decrease_p2"] <= 1
         assert ("decrease_p" in entry) == (optim == "lpsgdm")

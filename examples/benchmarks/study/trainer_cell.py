@@ -41,7 +41,7 @@ def _flags(cell: dict[str, Any], task: Task, folder: str) -> tuple[list[str], di
         f"--output_dir {folder} --seed {cell['seed']} --learning_rate {cell['rate']} --max_grad_norm {clip} "
         f"--weight_decay {decay} --num_train_epochs {task.epochs} --per_device_train_batch_size {task.batch_size} "
         "--per_device_eval_batch_size 200 --lr_scheduler_type cosine --warmup_steps 0.1 --use_cpu "
-        "--dataloader_drop_last --save_strategy no --report_to none --disable_tqdm true --log_level error"
+        "--save_strategy no --report_to none --disable_tqdm true --log_level error"
     ).split()
     if cell.get("split") == "test":
         flags += ["--logging_steps", "0.05", "--eval_steps", "0.1", "--eval_strategy", "steps"]

@@ -8,7 +8,7 @@ import run_study
 import study_report
 import torch
 import yaml
-from study import tasks
+from study import data, language_model, tasks
 from study.contenders import make_optimizers
 from study.training import train
 
@@ -25,15 +25,16 @@ STUDY = {
 }
 
 
+def few(examples, number):
+    return examples[0][:number], examples[1][:number]
+
+
 @pytest.fixture
 def short(monkeypatch):
     """The digits, for a single epoch of 100 images."""
-
-    def data():
-        whole = tasks._digits()
-        return tasks.Data(*((images[:100], labels[:100]) for images, labels in (whole.train, whole.held_out)))
-
-    task = tasks.Task("digits, in short", data, tasks.TASKS["digits_vit"].model, 1)
+    whole = data.digit_patches()
+    images = data.Data(few(whole.train, 100), few(whole.held_out, 100), kept_back=20)
+    task = tasks.Task("digits, in short", lambda: images, tasks.TASKS["digits_vit"].model, 1, batch_size=10)
     monkeypatch.setitem(tasks.TASKS, "digits_vit", task)
 
 
@@ -131,3 +132,104 @@ def test_an_unknown_task_is_told_in_one_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         run_study.main()
     assert "unknown task 'digits'; the tasks are digits_vit" in capsys.readouterr().err
+
+
+TESTED = {
+    "tasks": ["digits_vit"],
+    "seeds": [0],
+    "test": {"seeds": [0, 1]},
+    "contenders": [
+        {"optimizer": "AdamW", "rates": [1e-4, 1e-2], "first_rate": 1e-3},
+        {"optimizer": "LPSGDM", "rates": [1e-5, 3e-3], "first_rate": 3e-3, "also_at_best_of": "AdamW"},
+    ],
+}
+
+
+def finished(task="digits_vit", **accuracies):
+    rates = {"AdamW": [1e-4, 1e-2], "LPSGDM": [1e-5, 3e-3]}
+    return [
+        {**cell, "accuracy": accuracies[cell["optimizer"]][rates[cell["optimizer"]].index(cell["rate"])]}
+        for cell in run_study.cells_of(TESTED)
+    ]
+
+
+def test_a_contender_is_tested_at_its_best_rate_at_the_first_one_and_at_the_best_of_another():
+    chosen = finished(AdamW=[0.5, 0.7], LPSGDM=[0.8, 0.2])
+    cells = list(run_study.test_cells_of(TESTED, chosen))
+    assert {cell["split"] for cell in chosen} == {"validation"}
+    assert {cell["split"] for cell in cells} == {"test"}
+    for seed in (0, 1):
+        rates = [(cell["optimizer"], cell["rate"]) for cell in cells if cell["seed"] == seed]
+        assert rates == [("AdamW", 1e-3), ("AdamW", 1e-2), ("LPSGDM", 1e-5), ("LPSGDM", 3e-3), ("LPSGDM", 1e-2)]
+
+
+def test_a_study_with_a_test_chooses_first_and_keeps_a_curve_of_each_test(short, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "tested.yaml"
+    file.write_text(yaml.safe_dump(TESTED))
+    monkeypatch.setattr(sys, "argv", ["run_study.py", str(file), "--output_dir", str(tmp_path), "--workers", "1"])
+    run_study.main()
+    cells = run_study.read_cells(tmp_path / "cells.jsonl")
+    tested = [cell for cell in cells if cell["split"] == "test"]
+    assert len(cells) - len(tested) == 4
+    assert len(tested) == len(list(run_study.test_cells_of(TESTED, cells)))
+    for cell in tested:
+        assert [point["step"] for point in cell["curve"]] == list(range(1, 9))
+        assert ("p" in cell["curve"][0]) == (cell["optimizer"] == "LPSGDM")
+        assert all({"loss", "accuracy", "lr"} <= point.keys() for point in cell["curve"])
+    run_study.main()
+    assert "all cells are in" in capsys.readouterr().out
+
+
+def test_test_data_are_no_part_of_what_is_trained_on_or_chosen_by():
+    for whole in (data.digit_images(), data.text()):
+        parts = whole.with_test()
+        assert len(parts.train[0]) + len(parts.test[0]) == len(whole.train[0])
+        assert len(parts.test[0]) == whole.kept_back > 0
+        torch.testing.assert_close(torch.cat([parts.train[0], parts.test[0]]), whole.train[0], rtol=0, atol=0)
+        assert parts.with_test() is parts
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [
+        ("AdamW", {}),
+        ("Lion", {}),
+        ("SGD", {}),
+        ("LPSGD", {"grad_rms": "auto"}),
+        ("LPSGDM", {"p_max": 6, "p_schedule": "linear", "clip": 0, "weight_decay": 0.01}),
+    ],
+)
+def test_a_trainer_script_trains_with_the_optimizer_that_the_cell_names(optimizer, options, monkeypatch):
+    whole = data.text()
+    short = data.Data(few(whole.train, 96), few(whole.held_out, 20), kept_back=32)
+    monkeypatch.setattr(language_model, "text", lambda: short)
+    used = []
+    real = language_model.Trainer.train
+
+    def train_and_look(trainer, *args, **kwargs):
+        result = real(trainer, *args, **kwargs)
+        base = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+        used.append((type(base).__name__, base.param_groups[0], trainer.args.max_grad_norm))
+        return result
+
+    monkeypatch.setattr(language_model.Trainer, "train", train_and_look)
+    cell = {
+        "task": "text_trainer",
+        "optimizer": optimizer,
+        "options": options,
+        "rate": 1e-3,
+        "seed": 0,
+        "split": "test",
+    }
+    result = train(cell)
+    ((name, group, clip),) = used
+    assert name == optimizer
+    assert group["initial_lr"] == 1e-3
+    assert clip == options.get("clip", 1.0)
+    if optimizer == "LPSGDM":
+        assert [group["p_max"], group["weight_decay"]] == [6, 0.01]
+    if optimizer == "SGD":
+        assert group["momentum"] == 0.9
+    assert 0 < result["accuracy"] < 1
+    assert [point["step"] for point in result["curve"]][-1] == 12
+    assert ("p" in result["curve"][0]) == optimizer.startswith("LP")
