@@ -13,8 +13,8 @@ def test_a_short_run_tells_the_best_p_and_its_noise(tmp_path, monkeypatch):
     task = tasks.Task("digits, in short", lambda: few, tasks.TASKS["digits_vit"].model, 2)
     monkeypatch.setitem(tasks.TASKS, "digits_vit", task)
     monkeypatch.setattr(measure_premise, "BATCHES", 2)
-    flags = ["measure_premise.py", *"--tasks digits_vit --seeds 0 --moments 3 --probes 1 --output_dir".split()]
-    monkeypatch.setattr(sys, "argv", [*flags, str(tmp_path / "out")])
+    flags = ["measure_premise.py", "--tasks", "digits_vit", "--seeds", "0", "--moments", "3", "--probes", "1"]
+    monkeypatch.setattr(sys, "argv", [*flags, "--output_dir", str(tmp_path / "out")])
     measure_premise.main()
     record = json.loads((tmp_path / "out" / "results.json").read_text())
     assert {"command", "commit", "versions", "device"} <= record.keys()
