@@ -67,7 +67,7 @@ def slope_of(steps: list[int], norms: list[np.ndarray]) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--steps", type=int, nargs="+", default=[300, 1000, 3000, 10_000, 30_000, 100_000])
+    parser.add_argument("--steps", type=int, nargs="+", default=[300, 1000, 3000, 10_000, 30_000])
     parser.add_argument("--seeds", type=int, default=16, choices=[number + 1 for number in STUDENT])
     args = parser.parse_args()
     make_folder(parser, "--output_dir", args.output_dir)
