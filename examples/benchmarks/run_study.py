@@ -120,7 +120,9 @@ def _run(cell_and_device: tuple[dict[str, Any], str]) -> dict[str, Any]:
     return {**cell, **train(cell, device)}
 
 
-def _run_all(cells: list[dict[str, Any]], path: Path, args: argparse.Namespace, title: str) -> None:
+def _run_all(
+    cells: list[dict[str, Any]], study: dict[str, Any], path: Path, args: argparse.Namespace, title: str
+) -> None:
     for task in dict.fromkeys(cell["task"] for cell in cells):  # before the workers are forked, which then share it
         TASKS[task].data()
         TASKS[task].model()
@@ -133,7 +135,7 @@ def _run_all(cells: list[dict[str, Any]], path: Path, args: argparse.Namespace, 
         open(path, "a", encoding="utf-8") as file,
         multiprocessing.get_context("fork").Pool(args.workers, _prepare_worker, (args.cifar10,)) as pool,
     ):
-        file.write(json.dumps({"run": facts}) + "\n")
+        file.write(json.dumps({"run": facts, "study": study}) + "\n")
         finished = pool.imap_unordered(_run, [(cell, args.device) for cell in cells])
         for cell in tqdm(finished, title, len(cells), unit="cell", file=sys.stdout):
             file.write(json.dumps(cell) + "\n")
@@ -170,7 +172,7 @@ def main() -> None:
         done = {key_of(cell) for cell in finished}
         cells = [cell for cell in cells_in(finished) if key_of(cell) not in done]
         if cells:
-            _run_all(cells, path, args, title)
+            _run_all(cells, study, path, args, title)
         ran += len(cells)
     if not ran:
         print(f"all cells are in {path}")

@@ -10,27 +10,16 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
-from run_study import read_cells
+from run_study import contenders_of, read_cells
 from study.tasks import TASKS
+from study.tested import Tested, draw_tested, tables_of_tested
+from study.words import family_of, spread, title_of
 
 # Accuracies over seeds, by task, contender and rate.
 Accuracies = dict[str, dict[str, dict[float, list[float]]]]
-
-
-def title_of(cell: dict[str, Any]) -> str:
-    """The contender of a cell in words, as `LPSGDM p_max=20, grad_rms=auto`."""
-    options = dict(cell["options"])
-    p_max = options.pop("p_max", None)
-    head = cell["optimizer"] + (f" p_max={p_max:g}" if p_max is not None else "")
-    return ", ".join([head, *(f"{name}={value}" for name, value in options.items())])
-
-
-def family_of(title: str) -> str:
-    """A contender without its p_max: the curves of one family are to lie together."""
-    return ", ".join(part for part in title.replace(" p_max", ", p_max").split(", ") if not part.startswith("p_max"))
 
 
 def gather(cells: Iterable[dict[str, Any]]) -> Accuracies:
@@ -45,10 +34,6 @@ def of_whole_seeds(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     number = Counter((cell["task"], cell["seed"]) for cell in cells)
     most = {task: max(count for (other, _), count in number.items() if other == task) for task, _ in number}
     return [cell for cell in cells if number[cell["task"], cell["seed"]] == most[cell["task"]]]
-
-
-def spread(values: list[float]) -> str:
-    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
 
 
 def best_rate(of_rates: dict[float, list[float]]) -> float:
@@ -131,6 +116,55 @@ def draw(found: Accuracies, path: Path) -> None:
     figure.savefig(path, dpi=80)
 
 
+def best_of_each(found: Accuracies) -> list[str]:
+    """Each contender at its best rate on each task."""
+    titles = list(dict.fromkeys(title for contenders in found.values() for title in contenders))
+    lines = ["| optimizer | " + " | ".join(found) + " |", "| --- |" + " ---: |" * len(found)]
+    for title in titles:
+        entries = []
+        for contenders in found.values():
+            of_rates = contenders.get(title, {})
+            rate = best_rate(of_rates) if of_rates else 0.0
+            entries.append(f"{spread(of_rates[rate])} ({rate:g})" if of_rates else "")
+        lines.append(f"| {title} | " + " | ".join(entries) + " |")
+    return lines
+
+
+def report_of_choice(cells: list[dict[str, Any]], path: Path) -> list[str]:
+    """The tables of a study without a test; draws its figure."""
+    cells = of_whole_seeds(cells)
+    found = gather(cells)
+    lines = ["## Each optimizer at its best rate", "", *best_of_each(found)]
+    if any("p_max" in title for contenders in found.values() for title in contenders):
+        lines += [
+            "",
+            "## One rate for every p_max",
+            "",
+            "The points of accuracy that one rate for all p_max loses to the rate tuned for each, at the p_max that "
+            "loses most, and that rate:",
+            "",
+            *carry_over(found),
+        ]
+    for task, contenders in found.items():
+        seeds = len({cell["seed"] for cell in cells if cell["task"] == task})
+        lines += ["", f"## {task}", "", f"{TASKS[task].description}. Seeds: {seeds}.", "", *table_of(contenders)]
+    draw(found, path)
+    return lines
+
+
+def report_of_test(cells: list[dict[str, Any]], study: dict[str, Any], path: Path) -> list[str]:
+    """The tables of a study with a test; draws its figure."""
+    first_rates = {
+        title_of({"optimizer": contender["optimizer"], "options": options}): float(contender["first_rate"])
+        for task in study["tasks"]
+        for contender, options in contenders_of(study, task)
+    }
+    tested = Tested([cell for cell in cells if title_of(cell) in first_rates], first_rates)
+    draw_tested(tested, path)
+    tasks = ["", "## The tasks", "", *(f"- {task}: {TASKS[task].description}." for task in tested.tasks)]
+    return tables_of_tested(tested) + tasks
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+", help="folders with a cells.jsonl; the first gets the files")
@@ -138,32 +172,29 @@ def main() -> None:
     cells = [cell for folder in args.folders for cell in read_cells(folder / "cells.jsonl")]
     if not cells:
         parser.error(f"{args.folders[0]} holds no finished cells: run run_study.py first")
-    cells = of_whole_seeds(cells)
     order = list(TASKS)
     cells.sort(key=lambda cell: order.index(cell["task"]))
-    found = gather(cells)
-    with open(args.folders[0] / "cells.jsonl", encoding="utf-8") as file:
-        run: dict[str, Any] = next((entry["run"] for line in file if "run" in (entry := json.loads(line))), {})
+    run, study = read_origin(args.folders[0] / "cells.jsonl")
+    picture = args.folders[0] / "results.png"
+    is_tested = any(cell.get("split") == "test" for cell in cells)
+    tables = report_of_test(cells, study, picture) if is_tested else report_of_choice(cells, picture)
     lines = [
         "# Results",
         "",
         f"Made by `python examples/benchmarks/study_report.py` from {len(cells)} runs of `{run.get('command')}`, at "
-        f"commit {run.get('commit')}, on {run.get('device')}. Accuracy on data held out, mean and standard deviation "
-        "over the seeds.",
+        f"commit {run.get('commit')}, on {run.get('device')}. Accuracy: mean and standard deviation over the seeds.",
         "",
-        "## One rate for every p_max",
-        "",
-        "The points of accuracy that one rate for all p_max loses to the rate tuned for each, at the p_max that loses "
-        "most, and that rate:",
-        "",
-        *carry_over(found),
+        *tables,
     ]
-    for task, contenders in found.items():
-        seeds = len({cell["seed"] for cell in cells if cell["task"] == task})
-        lines += ["", f"## {task}", "", f"{TASKS[task].description}. Seeds: {seeds}.", "", *table_of(contenders)]
     (args.folders[0] / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    draw(found, args.folders[0] / "results.png")
     print(args.folders[0] / "results.md")
+
+
+def read_origin(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The command, commit, versions and device of the first run in a file of cells, and the study of the last."""
+    with open(path, encoding="utf-8") as file:
+        entries = [entry for line in file if "run" in (entry := json.loads(line))]
+    return (entries[0]["run"], entries[-1].get("study", {})) if entries else ({}, {})
 
 
 if __name__ == "__main__":

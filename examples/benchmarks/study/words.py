@@ -1,0 +1,24 @@
+"""How cells and figures of the study are called in tables."""
+
+from statistics import mean, stdev
+from typing import Any
+
+__all__ = ["family_of", "spread", "title_of"]
+
+
+def title_of(cell: dict[str, Any]) -> str:
+    """The contender of a cell in words, as `LPSGDM p_max=20, grad_rms=auto`."""
+    options = dict(cell["options"])
+    p_max = options.pop("p_max", None)
+    head = cell["optimizer"] + (f" p_max={p_max:g}" if p_max is not None else "")
+    return ", ".join([head, *(f"{name}={value}" for name, value in options.items())])
+
+
+def family_of(title: str) -> str:
+    """A contender without its p_max: the curves of one family are to lie together."""
+    return ", ".join(part for part in title.replace(" p_max", ", p_max").split(", ") if not part.startswith("p_max"))
+
+
+def spread(values: list[float]) -> str:
+    """The mean and the standard deviation."""
+    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
