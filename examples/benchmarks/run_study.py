@@ -10,6 +10,7 @@ Each worker is one process with one thread. study_report.py makes the tables and
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import multiprocessing
@@ -97,17 +98,16 @@ def key_of(cell: dict[str, Any]) -> str:
     return json.dumps({name: cell[name] for name in _KEY if name in cell}, sort_keys=True)
 
 
-def read_cells(path: Path) -> list[dict[str, Any]]:
-    """The finished cells in a file of JSON lines; a last line that was cut off is left out."""
-    cells = []
+def read_entries(path: Path) -> Iterator[dict[str, Any]]:
+    """What a file of JSON lines holds; a last line that was cut off is left out."""
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if "accuracy" in entry:
-            cells.append(entry)
-    return cells
+        with contextlib.suppress(json.JSONDecodeError):
+            yield json.loads(line)
+
+
+def read_cells(path: Path) -> list[dict[str, Any]]:
+    """The finished cells in a file of JSON lines."""
+    return [entry for entry in read_entries(path) if "accuracy" in entry]
 
 
 def _prepare_worker(cifar10: str) -> None:

@@ -6,14 +6,13 @@ Writes results.md and results.png beside cells.jsonl. More folders than one are 
 """
 
 import argparse
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from run_study import contenders_of, read_cells
+from run_study import contenders_of, read_cells, read_entries
 from study.tasks import TASKS
 from study.tested import Tested, draw_tested, tables_of_tested
 from study.words import family_of, spread, title_of
@@ -192,8 +191,7 @@ def main() -> None:
 
 def read_origin(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The command, commit, versions and device of the first run in a file of cells, and the study of the last."""
-    with open(path, encoding="utf-8") as file:
-        entries = [entry for line in file if "run" in (entry := json.loads(line))]
+    entries = [entry for entry in read_entries(path) if "run" in entry]
     return (entries[0]["run"], entries[-1].get("study", {})) if entries else ({}, {})
 
 

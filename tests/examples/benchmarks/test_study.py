@@ -10,6 +10,7 @@ import torch
 import yaml
 from study import data, language_model, tasks
 from study.contenders import make_optimizers
+from study.tested import Tested
 from study.training import train
 
 from hf_lpsgd import LPSGDM
@@ -178,6 +179,40 @@ def test_a_study_with_a_test_chooses_first_and_keeps_a_curve_of_each_test(short,
         assert all({"loss", "accuracy", "lr"} <= point.keys() for point in cell["curve"])
     run_study.main()
     assert "all cells are in" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["study_report.py", str(tmp_path)])
+    study_report.main()
+    text = (tmp_path / "results.md").read_text()
+    assert "At the best learning rate" in text
+    assert "The rates: AdamW: 0.001, LPSGDM: 0.003." in text
+    assert text.count("| LPSGDM |") == 4
+    assert (tmp_path / "results.png").stat().st_size > 1000
+
+
+def test_the_report_of_a_test_tells_what_was_chosen_and_what_came_of_it():
+    def tested(optimizer, rate, accuracy, seed, reached):
+        curve = [{"step": 5, "accuracy": reached, "lr": 1.0}, {"step": 10, "accuracy": 0.9, "lr": 0.0}]
+        names = {"task": "digits_vit", "optimizer": optimizer, "options": {}, "rate": rate, "seed": seed}
+        return {**names, "split": "test", "accuracy": accuracy, "curve": curve}
+
+    cells = finished(AdamW=[0.5, 0.7], LPSGDM=[0.8, 0.2]) + [
+        tested("AdamW", 1e-2, 0.6, 0, 0.1),
+        tested("AdamW", 1e-2, 0.8, 1, 0.1),
+        tested("AdamW", 1e-3, 0.3, 0, 0.1),
+        tested("LPSGDM", 1e-5, 0.5, 0, 0.9),
+        tested("LPSGDM", 1e-2, 0.4, 0, 0.1),
+        tested("LPSGDM", 3e-3, 0.2, 0, 0.1),
+    ]
+    report = Tested(cells, {"AdamW": 1e-3, "LPSGDM": 3e-3})
+    assert report.accuracies("digits_vit", "AdamW", "best") == [0.6, 0.8]
+    assert report.accuracies("digits_vit", "AdamW", "first") == [0.3]
+    assert [report.accuracies("digits_vit", "LPSGDM", which) for which in ("best", "first", "AdamW")] == [
+        [0.5],
+        [0.2],
+        [0.4],
+    ]
+    assert [report.steps_to("digits_vit", title) for title in ("AdamW", "LPSGDM")] == [1.0, 0.5]
+    progress, middle, deviation = report.curve("digits_vit", "AdamW", "accuracy")
+    assert [progress, middle, deviation] == [[0.5, 1.0], [0.1, 0.9], [0.0, 0.0]]
 
 
 def test_test_data_are_no_part_of_what_is_trained_on_or_chosen_by():
