@@ -8,7 +8,7 @@ import torch
 
 from hf_lpsgd.optim.base import LpOptimizer
 from hf_lpsgd.optim.functional import implementation_for
-from hf_lpsgd.optim.grad_rms import MEASURED, reference_size, saturation_of
+from hf_lpsgd.optim.grad_rms import MEASURED, lr_factor_of, reference_size, saturation_of
 from hf_lpsgd.schedules import unwrap_optimizer
 from hf_lpsgd.trainer import OPTIMIZERS, OptimArgs
 from hf_lpsgd.trainer.optim_args import name_of
@@ -68,10 +68,11 @@ def settings_of(trainer: Any) -> dict[str, Any]:
     return {option.name: group[option.name] for option in record.options}
 
 
-def size_of_gradient(trainer: Any) -> tuple[float | None, float]:
-    """The reference size of the gradient in force, or None, and the share of it at which the step is cut off."""
+def size_of_gradient(trainer: Any) -> tuple[float | None, float, float]:
+    """The reference size of the gradient in force, or None, the share of it at which the step is cut off, and how far
+    an element moves there, in units of lr."""
     group = _group(trainer)
-    return reference_size(group), saturation_of(group)
+    return reference_size(group), saturation_of(group), lr_factor_of(group)
 
 
 def measured_over(trainer: Any) -> str:

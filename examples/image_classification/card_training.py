@@ -78,12 +78,13 @@ def _optimizer_words(trainer: Any) -> str:
         f"{optimizer_title(trainer)} is {what} in an lp norm: with rho = (p - 2) / (p - 1), a step is "
         f"`lr * {of} / (|{of}| + eps)^rho`, element by element, where {of} is {meaning}."
     )
-    size, saturation = size_of_gradient(trainer)
+    size, saturation, factor = size_of_gradient(trainer)
     if size is not None:
         words = words.removesuffix(f", where {of} is {meaning}.")
         words += (
             f", with {of} divided by r and cut off at 1 in magnitude, where {of} is {meaning} and r is {saturation:g} "
-            f"times its root mean square. So no element moves by more than lr."
+            f"times its root mean square. The step is multiplied by {factor:g}. So no element moves by more than "
+            f"{'lr' if factor == 1 else f'{factor:g} * lr'}."
         )
     if parsed is None:
         return words
@@ -130,10 +131,11 @@ def _hyperparameters(trainer: Any, facts: RunFacts) -> list[tuple[str, Any]]:
         if "momentum" in settings:
             rows.append(("momentum", f"{settings['momentum']:g}"))
         rows.append(("eps", f"{settings['eps']:g}"))
-        size, saturation = size_of_gradient(trainer)
+        size, saturation, factor = size_of_gradient(trainer)
         if size is not None:
             how = measured_over(trainer)
-            rows.append(("root mean square of the gradient (grad_rms)", f"{size:.7g}{how}; saturation {saturation:g}"))
+            more = f"saturation {saturation:g}, lr_factor {factor:g}"
+            rows.append(("root mean square of the gradient (grad_rms)", f"{size:.7g}{how}; {more}"))
         rows.append(("implementation of the step", implementation_of(trainer)))
     elif args.optim_args:
         rows.append(("optimizer's options", f"`{args.optim_args}`"))

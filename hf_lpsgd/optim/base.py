@@ -15,7 +15,21 @@ from torch.optim.optimizer import ParamsT
 from . import functional, grad_rms
 from .functional import check_fused
 from .kernels.tensors import PLAIN_TENSOR_TYPES, SumOfSquares
-from .options import EPS, FOREACH, FUSED, GRAD_RMS, LR, MOMENTUM, P_MAX, SATURATION, Number, NumberOrWord, P, Switch
+from .options import (
+    EPS,
+    FOREACH,
+    FUSED,
+    GRAD_RMS,
+    LR,
+    LR_FACTOR,
+    MOMENTUM,
+    P_MAX,
+    SATURATION,
+    Number,
+    NumberOrWord,
+    P,
+    Switch,
+)
 
 # A param group, its parameters that have gradients, and the gradients.
 Call = tuple[dict[str, Any], list[Tensor], list[Tensor]]
@@ -37,6 +51,7 @@ class LpOptimizer(Optimizer):
 
     def __init__(self, params: ParamsT, **defaults: Any) -> None:
         self._check(defaults, "")
+        grad_rms.check_used(defaults, "")
         self._measurement = grad_rms.Measurement()
         self._settled: dict[int, tuple[Any, ...]] = {}
         super().__init__(params, defaults)
@@ -64,6 +79,7 @@ class LpOptimizer(Optimizer):
         """
         where = f" in param group {len(self.param_groups)}"
         if isinstance(param_group, dict):
+            grad_rms.check_used({"grad_rms": self.defaults.get("grad_rms"), **param_group}, where)
             for name, default in self.defaults.items():
                 param_group.setdefault(name, default)
             self._check(param_group, where)
@@ -106,6 +122,7 @@ class LpOptimizer(Optimizer):
             if GRAD_RMS in self.options:
                 group.setdefault("grad_rms", None)  # which version 0.1.0 did not know
                 group.setdefault("saturation", None)
+                group.setdefault("lr_factor", None)
                 GRAD_RMS.check(group["grad_rms"], " in the loaded state")
                 if grad_rms.takes_part(group) and grad_rms.MEASURED not in group:
                     grad_rms.join(group, ())
@@ -200,7 +217,8 @@ class LpOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        names = ["p", *(option.name for option in self.options if option is not P_MAX and option is not SATURATION)]
+        with_size = (P_MAX, SATURATION, LR_FACTOR)
+        names = ["p", *(option.name for option in self.options if option not in with_size)]
         calls = [self._with_gradients(group) for group in self.param_groups]
         sizes: list[float | None] = []
         measured = None
@@ -212,7 +230,9 @@ class LpOptimizer(Optimizer):
                 if sizes:
                     squares = measured if grad_rms.takes_part(group) else None
                     size = sizes[index]
-                    size = None if size is None else size * grad_rms.saturation_of(group)
+                    if size is not None:
+                        size *= grad_rms.saturation_of(group)
+                        hyper.update(lr_factor=grad_rms.lr_factor_of(group))
                     hyper.update(grad_rms=size, squares=squares, bounded=self._bounded)
                 self._update_group(params, grads, **hyper)
         if measured is not None:

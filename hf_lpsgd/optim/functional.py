@@ -45,6 +45,7 @@ def lpsgd(
     eps: float,
     weight_decay: float,
     grad_rms: float | None = None,
+    lr_factor: float = 1.0,
     bounded: bool = True,
     squares: SumOfSquares | None = None,
     maximize: bool = False,
@@ -62,8 +63,9 @@ def lpsgd(
         weight_decay: decoupled weight decay.
         grad_rms: reference size r of the gradient; the update is then `lr * g/r / (|g|/r)^rho` for `|g| <= r`. None is
             the paper's step, where r is 1 and nothing is bounded.
+        lr_factor: the learning rate of the update over that of the decay, with `grad_rms`.
         bounded: with `grad_rms`, take r for the magnitude of a larger gradient, so that no element moves by more than
-            lr.
+            `lr_factor * lr`.
         squares: gathers the sum of the squares of the gradients.
         maximize: ascend instead of descend.
         foreach: use the foreach implementation, or not; see `fused`.
@@ -75,7 +77,7 @@ def lpsgd(
     Raises:
         ValueError: `fused` is True and there is no fused implementation for a parameter's device; nothing was changed.
     """
-    hyper = _hyperparameters(lr, 0.0, p, eps, weight_decay, maximize, grad_rms, bounded, squares)
+    hyper = _hyperparameters(lr, 0.0, p, eps, weight_decay, maximize, grad_rms, lr_factor, bounded, squares)
     _update(list(zip(params, grads, [None] * len(params), strict=True)), hyper, foreach, fused)
 
 
@@ -91,6 +93,7 @@ def lpsgdm(
     eps: float,
     weight_decay: float,
     grad_rms: float | None = None,
+    lr_factor: float = 1.0,
     bounded: bool = True,
     squares: SumOfSquares | None = None,
     maximize: bool = False,
@@ -108,7 +111,7 @@ def lpsgdm(
             dtype, changed in place.
         momentum: decay of the moving average, in [0, 1).
     """
-    hyper = _hyperparameters(lr, momentum, p, eps, weight_decay, maximize, grad_rms, bounded, squares)
+    hyper = _hyperparameters(lr, momentum, p, eps, weight_decay, maximize, grad_rms, lr_factor, bounded, squares)
     _update(list(zip(params, grads, momentum_buffers, strict=True)), hyper, foreach, fused)
 
 
@@ -120,12 +123,13 @@ def _hyperparameters(
     weight_decay: float,
     maximize: bool,
     grad_rms: float | None,
+    lr_factor: float,
     bounded: bool,
     squares: SumOfSquares | None,
 ) -> StepHyperparameters:
     rho = rescaling_exponent(p)
     # g/r / (|g|/r)^rho is g / |g|^rho times this.
-    lr_scale = 1.0 if grad_rms is None else grad_rms ** (rho - 1.0)
+    lr_scale = 1.0 if grad_rms is None else lr_factor * grad_rms ** (rho - 1.0)
     bound = math.inf if grad_rms is None or not bounded else grad_rms
     return StepHyperparameters(lr, momentum, rho, eps, weight_decay, maximize, lr_scale, bound, squares)
 

@@ -35,6 +35,9 @@ SMALLEST = 1e-30
 # Most elements of a gradient are far below its root mean square. With a tenth of it, one learning rate serves every p.
 SATURATION_MEASURED = 0.1
 
+# AdamW moves most elements by a part of its learning rate. With this factor, its learning rates serve here too.
+LR_FACTOR_MEASURED = 0.5
+
 _DIGITS = 7  # so that engines that add up in another order find the same number
 
 
@@ -65,9 +68,27 @@ def size_before(group: dict[str, Any]) -> float | None:
 
 
 def saturation_of(group: dict[str, Any]) -> float:
-    """The share of the group's reference size from which on an element moves by lr."""
-    value = group.get("saturation")
-    return float(value) if value is not None else SATURATION_MEASURED if MEASURED in group else 1.0
+    """The share of the group's reference size from which on an element moves by the most."""
+    return _given(group.get("saturation"), SATURATION_MEASURED if MEASURED in group else 1.0)
+
+
+def lr_factor_of(group: dict[str, Any]) -> float:
+    """The most by which an element of the group moves, in units of lr."""
+    return _given(group.get("lr_factor"), LR_FACTOR_MEASURED if MEASURED in group else 1.0)
+
+
+def _given(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else float(value)
+
+
+def check_used(group: dict[str, Any], where: str) -> None:
+    """Fail if the group holds an option that has a meaning with `grad_rms` only, and no `grad_rms`."""
+    for name in ("saturation", "lr_factor"):
+        if group.get("grad_rms") is None and group.get(name) is not None:
+            raise ValueError(
+                f"Invalid {name}{where}: {group[name]} has no effect without grad_rms. Give grad_rms='auto' or a "
+                f"number too, or leave out {name}."
+            )
 
 
 def join(group: dict[str, Any], others: Sequence[dict[str, Any]]) -> None:

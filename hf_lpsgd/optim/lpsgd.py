@@ -9,7 +9,7 @@ from torch.optim.optimizer import ParamsT
 
 from . import functional
 from .base import LpOptimizer
-from .options import EPS, FOREACH, FUSED, GRAD_RMS, LR, MAXIMIZE, P_MAX, SATURATION, WEIGHT_DECAY
+from .options import EPS, FOREACH, FUSED, GRAD_RMS, LR, LR_FACTOR, MAXIMIZE, P_MAX, SATURATION, WEIGHT_DECAY
 
 
 class LPSGD(LpOptimizer):
@@ -35,6 +35,8 @@ class LPSGD(LpOptimizer):
             square of g over the warm-up of the LR scheduler that p is tied to, at least over 20 steps, and then
             freezes it, as a number in the param groups. Weight decay is not scaled.
         saturation: with `grad_rms`, r is `saturation * grad_rms`. None is 0.1 with `"auto"`, and 1 with a number.
+        lr_factor: with `grad_rms`, the update is multiplied by it, and weight decay is not. None is 0.5 with
+            `"auto"`, so that the learning rates of AdamW serve, and 1 with a number.
         maximize: ascend the objective.
         foreach: use the foreach implementation, or not.
         fused: use the fused implementation, or not: a Triton kernel on CUDA, compiled C++ on a CPU. Where `foreach`
@@ -46,7 +48,7 @@ class LPSGD(LpOptimizer):
             `fused` is True and there is no fused implementation for a parameter's device.
     """
 
-    options = (LR, P_MAX, EPS, WEIGHT_DECAY, GRAD_RMS, SATURATION, MAXIMIZE, FOREACH, FUSED)
+    options = (LR, P_MAX, EPS, WEIGHT_DECAY, GRAD_RMS, SATURATION, LR_FACTOR, MAXIMIZE, FOREACH, FUSED)
 
     def __init__(
         self,
@@ -58,13 +60,14 @@ class LPSGD(LpOptimizer):
         *,
         grad_rms: float | Literal["auto"] | None = None,
         saturation: float | None = None,
+        lr_factor: float | None = None,
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
     ) -> None:
         numbers = {"lr": lr, "p_max": p_max, "eps": eps, "weight_decay": weight_decay}
         switches = {"maximize": maximize, "foreach": foreach, "fused": fused}
-        super().__init__(params, **numbers, grad_rms=grad_rms, saturation=saturation, **switches)
+        super().__init__(params, **numbers, grad_rms=grad_rms, saturation=saturation, lr_factor=lr_factor, **switches)
 
     def _update_group(self, params: list[Tensor], grads: list[Tensor], **hyper: Any) -> None:
         functional.lpsgd(params, grads, **hyper)

@@ -10,7 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from . import functional
 from .base import LpOptimizer
-from .options import EPS, FOREACH, FUSED, GRAD_RMS, LR, MAXIMIZE, MOMENTUM, P_MAX, SATURATION, WEIGHT_DECAY
+from .options import EPS, FOREACH, FUSED, GRAD_RMS, LR, LR_FACTOR, MAXIMIZE, MOMENTUM, P_MAX, SATURATION, WEIGHT_DECAY
 
 
 class LPSGDM(LpOptimizer):
@@ -39,6 +39,8 @@ class LPSGDM(LpOptimizer):
             square of m over the warm-up of the LR scheduler that p is tied to, at least over 20 steps, and then
             freezes it, as a number in the param groups. Weight decay is not scaled.
         saturation: with `grad_rms`, r is `saturation * grad_rms`. None is 0.1 with `"auto"`, and 1 with a number.
+        lr_factor: with `grad_rms`, the update is multiplied by it, and weight decay is not. None is 0.5 with
+            `"auto"`, so that the learning rates of AdamW serve, and 1 with a number.
         maximize: ascend the objective.
         foreach: use the foreach implementation, or not.
         fused: use the fused implementation, or not: a Triton kernel on CUDA, compiled C++ on a CPU. Where `foreach`
@@ -50,7 +52,7 @@ class LPSGDM(LpOptimizer):
             `fused` is True and there is no fused implementation for a parameter's device.
     """
 
-    options = (LR, P_MAX, MOMENTUM, EPS, WEIGHT_DECAY, GRAD_RMS, SATURATION, MAXIMIZE, FOREACH, FUSED)
+    options = (LR, P_MAX, MOMENTUM, EPS, WEIGHT_DECAY, GRAD_RMS, SATURATION, LR_FACTOR, MAXIMIZE, FOREACH, FUSED)
 
     def __init__(
         self,
@@ -63,13 +65,14 @@ class LPSGDM(LpOptimizer):
         *,
         grad_rms: float | Literal["auto"] | None = None,
         saturation: float | None = None,
+        lr_factor: float | None = None,
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
     ) -> None:
         numbers = {"lr": lr, "momentum": momentum, "p_max": p_max, "eps": eps, "weight_decay": weight_decay}
         switches = {"maximize": maximize, "foreach": foreach, "fused": fused}
-        super().__init__(params, **numbers, grad_rms=grad_rms, saturation=saturation, **switches)
+        super().__init__(params, **numbers, grad_rms=grad_rms, saturation=saturation, lr_factor=lr_factor, **switches)
 
     def _buffers(self, params: list[Tensor]) -> list[Tensor]:
         buffers = []

@@ -147,7 +147,12 @@ GRAD_RMS = NumberOrWord(
     "grad_rms", "root mean square of the gradient, which the step divides by; auto measures it", low=1e-30, word="auto"
 )
 SATURATION = NumberOrWord(
-    "saturation", "share of grad_rms from which on an element moves by lr; None is 0.1 with auto, else 1", low=1e-6
+    "saturation",
+    "share of grad_rms from which on an element moves by the most; None is 0.1 with auto, else 1",
+    low=1e-6,
+)
+LR_FACTOR = NumberOrWord(
+    "lr_factor", "with grad_rms, an element moves by at most lr_factor * lr; None is 0.5 with auto, else 1", low=1e-6
 )
 MAXIMIZE = Switch("maximize", "ascend the objective instead of descending", optional=False, for_trainer=False)
 FOREACH = Switch("foreach", "True or False to use the foreach implementation or not, None for the best available")

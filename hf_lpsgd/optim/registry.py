@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from .base import LpOptimizer
@@ -14,11 +15,19 @@ from .options import Number, NumberOrWord, Switch
 
 @dataclass(frozen=True)
 class OptimizerRecord:
-    """What there is to know about an optimizer: its name, as in `--optim lpsgdm`, its class, and a line for tables."""
+    """What there is to know about an optimizer.
+
+    Attributes:
+        name: as in `--optim lpsgdm`.
+        cls: the class. The defaults of its constructor are the paper's step.
+        description: a line for tables.
+        trainer_defaults: the options whose default is another one with `--optim`, and that default.
+    """
 
     name: str
     cls: type[LpOptimizer]
     description: str
+    trainer_defaults: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def options(self) -> tuple[Number | NumberOrWord | Switch, ...]:
@@ -32,8 +41,13 @@ class OptimizerRecord:
         return {option.name: parameters[option.name].default for option in self.options}
 
 
+# So that the learning rate that a script has for AdamW serves; docs/results.md has the study.
+_AT_ADAMWS_RATE = {"grad_rms": "auto"}
+
 OPTIMIZERS: dict[str, OptimizerRecord] = {
-    "lpsgd": OptimizerRecord("lpsgd", LPSGD, "SGD in an lp norm; keeps no state"),
-    "lpsgdm": OptimizerRecord("lpsgdm", LPSGDM, "SGD with momentum in an lp norm; keeps one buffer per parameter"),
+    "lpsgd": OptimizerRecord("lpsgd", LPSGD, "SGD in an lp norm; keeps no state", _AT_ADAMWS_RATE),
+    "lpsgdm": OptimizerRecord(
+        "lpsgdm", LPSGDM, "SGD with momentum in an lp norm; keeps one buffer per parameter", _AT_ADAMWS_RATE
+    ),
 }
 """One record per optimizer, by the name that `--optim` takes."""

@@ -33,7 +33,7 @@ class OptimArgs:
     """What `--optim_args` says.
 
     Attributes:
-        optimizer_kwargs: arguments of the optimizer's constructor.
+        optimizer_kwargs: arguments of the optimizer's constructor, where they are given.
         p_schedule: `cosine` (the default), `linear`, `lr` or `constant`.
         p_granularity: `step` (the default) or `epoch`.
     """
@@ -105,7 +105,7 @@ def validate_optim_args(args: TrainingArguments) -> OptimArgs | None:
     parsed = OptimArgs.parse(optim, args.optim_args)
     for option, value in ((LR, args.learning_rate), (WEIGHT_DECAY, args.weight_decay)):
         option.check(value, f" ({option.trainer_flag})")
-    OPTIMIZERS[optim].cls([torch.zeros(1, device="meta")], **parsed.optimizer_kwargs)
+    OPTIMIZERS[optim].cls([torch.zeros(1, device="meta")], **_with_defaults(optim, parsed))
     if parsed.optimizer_kwargs.get("fused"):
         check_fused(args.device, " in optim_args")
     lr_scheduler = name_of(args.lr_scheduler_type)
@@ -123,7 +123,12 @@ def optimizer_class_and_kwargs(args: TrainingArguments) -> tuple[type[Optimizer]
     """
     parsed = validate_optim_args(args)
     assert parsed is not None
-    return OPTIMIZERS[name_of(args.optim)].cls, {"lr": args.learning_rate, **parsed.optimizer_kwargs}
+    optim = name_of(args.optim)
+    return OPTIMIZERS[optim].cls, {"lr": args.learning_rate, **_with_defaults(optim, parsed)}
+
+
+def _with_defaults(optim: str, parsed: OptimArgs) -> dict[str, Any]:
+    return {**OPTIMIZERS[optim].trainer_defaults, **parsed.optimizer_kwargs}
 
 
 @lru_cache

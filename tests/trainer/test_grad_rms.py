@@ -92,3 +92,17 @@ def test_a_learning_rate_that_is_changed_by_hand_between_steps_is_obeyed(make_tr
     optimizer.step()
     for parameter, old in zip(trainer.model.parameters(), before, strict=True):
         assert torch.equal(parameter, old)
+
+
+@pytest.mark.parametrize("optim", ["lpsgd", "lpsgdm"])
+@pytest.mark.parametrize("optim_args", [None, "p_max=6"])
+def test_optim_measures_by_default_and_none_is_the_papers_step(optim, optim_args, make_trainer):
+    trainer, groups = train(make_trainer, optim_args, optim=optim)
+    assert isinstance(groups[0]["grad_rms"], float)
+    assert [groups[0]["saturation"], groups[0]["lr_factor"]] == [None, None]
+    assert groups[0]["p_max"] == (20.0 if optim_args is None else 6.0)
+    explicit, _ = train(make_trainer, ",".join(filter(None, [optim_args, "grad_rms=auto"])), optim=optim)
+    for ours, theirs in zip(trainer.model.parameters(), explicit.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    _, groups = train(make_trainer, "grad_rms=none", optim=optim)
+    assert groups[0]["grad_rms"] is None

@@ -11,7 +11,7 @@ from hf_lpsgd.optim import functional
 from hf_lpsgd.trainer import OptimArgs, optim_args, validate_optim_args
 from hf_lpsgd.trainer.optim_args import optimizer_class_and_kwargs
 
-KEYS_OF_LPSGDM = "p_max, momentum, eps, grad_rms, saturation, p_schedule, p_granularity, foreach, fused"
+KEYS_OF_LPSGDM = "p_max, momentum, eps, grad_rms, saturation, lr_factor, p_schedule, p_granularity, foreach, fused"
 
 
 def test_every_key_is_read_with_its_type():
@@ -64,7 +64,7 @@ BAD = [
     (
         "lpsgd",
         "momentum=0.9",
-        "'momentum=0.9'. momentum is a key of lpsgdm; those of lpsgd are p_max, eps, grad_rms, saturation",
+        "'momentum=0.9'. momentum is a key of lpsgdm; those of lpsgd are p_max, eps, grad_rms, saturation, lr_factor",
     ),
 ]
 
@@ -121,7 +121,7 @@ def test_other_optimizers_are_none_of_its_business(tmp_path):
 @pytest.mark.parametrize(("name", "cls"), [("lpsgd", LPSGD), ("lpsgdm", LPSGDM)])
 def test_the_optimizer_gets_the_learning_rate_and_what_optim_args_say(name, cls, tmp_path):
     args = TrainingArguments(str(tmp_path), optim=name, optim_args="p_max=6,p_schedule=lr", learning_rate=0.25)
-    assert optimizer_class_and_kwargs(args) == (cls, {"lr": 0.25, "p_max": 6.0})
+    assert optimizer_class_and_kwargs(args) == (cls, {"lr": 0.25, "grad_rms": "auto", "p_max": 6.0})
 
 
 def test_optim_args_are_parsed_once_for_a_whole_training(make_trainer):
