@@ -73,9 +73,10 @@ class LoopArguments:
     )
     p_max: float = field(default=20.0, metadata={"help": "Largest order of the norm."})
     grad_rms: str | None = field(
-        default=None,
+        default="auto",
         metadata={
-            "help": "Root mean square of the gradient, which the step divides by: a number, or auto to measure it."
+            "help": "Root mean square of the gradient, which the step divides by: a number, auto to measure it, or "
+            "none for the paper's step."
         },
     )
     p_schedule: str = field(default="cosine", metadata={"help": f"One of {', '.join(P_SCHEDULES)}."})
@@ -125,7 +126,7 @@ class LoopArguments:
             self.tie(trial, get_cosine_schedule_with_warmup(trial, 0, 1), 1, 0)
 
     def optimizer(self, parameters: Iterable[torch.Tensor]) -> LPSGDM:
-        grad_rms: Any = self.grad_rms
+        grad_rms: Any = None if self.grad_rms == "none" else self.grad_rms
         with suppress(TypeError, ValueError):  # the optimizer tells what is wrong
             grad_rms = float(grad_rms)
         options: dict[str, Any] = {"lr": self.lr, "momentum": self.momentum, "weight_decay": self.weight_decay}
