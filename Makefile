@@ -12,10 +12,11 @@ dry_run = $(findstring n,$(firstword -$(MAKEFLAGS)))
 problem = $(if $(dry_run),,$(shell BASE_PYTHON='$(PYTHON)' ASKED_FOR='$(filter-out file,$(origin PYTHON))' sh .ci/setup))
 fail_if = $(if $(strip $(1)),$(error $(strip $(1))))
 
-.PHONY: help demo test check docs format setup clean
+.PHONY: help demo study test check docs format setup clean
 
 help:
 	@echo "make demo     train a small image classifier with LPSGDM on scikit-learn's digits (flags: DEMO_ARGS)"
+	@echo "make study    compare LPSGD and LPSGDM with AdamW, Lion and SGD on the digits, in some 10 minutes"
 	@echo "make test     what make check does, then the tests (flags for pytest: PYTEST_ARGS)"
 	@echo "make check    lint, format, types and the direction of imports only"
 	@echo "make docs     build the pages of docs/ into site/; a broken link, anchor or reference fails"
@@ -27,6 +28,13 @@ help:
 demo: setup
 	@echo "demo: image classification with LPSGDM"
 	@$(BIN)/python examples/image_classification/run_image_classification.py $(DEMO_ARGS)
+
+# The digits of the study: no data to load, and some ten minutes on two cores.
+study: setup
+	@echo "study: AdamW, Lion, SGD, LPSGD and LPSGDM on the digits, into runs/study"
+	@$(BIN)/python examples/benchmarks/run_study.py examples/benchmarks/studies/optimizers.yaml --output_dir runs/study \
+		--only digits_vit digits_vit_torch_init digits_resnet
+	@$(BIN)/python examples/benchmarks/study_report.py runs/study
 
 test: check
 	@echo "test: pytest"

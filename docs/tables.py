@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hf_lpsgd.optim import OPTIMIZERS
+from hf_lpsgd.optim import OPTIMIZERS, OptimizerRecord
 from hf_lpsgd.schedules import P_GRANULARITY, P_SCHEDULE, P_SCHEDULES
 from hf_lpsgd.trainer import OptimArgs
 
@@ -32,7 +32,7 @@ def options_of(name: str) -> str:
     rows = [
         (
             f"`{option.name}`",
-            _value(record.defaults[option.name]),
+            _default(record, option.name),
             option.allowed,
             _for_trainer(option),
             option.meaning,
@@ -40,6 +40,12 @@ def options_of(name: str) -> str:
         for option in record.options
     ]
     return _table(("option", "default", "allowed", "with the Trainer", "meaning"), rows)
+
+
+def _default(record: OptimizerRecord, name: str) -> str:
+    default = _value(record.defaults[name])
+    with_trainer = record.trainer_defaults.get(name)
+    return default if with_trainer is None else f"{default}; `{with_trainer}` with the Trainer"
 
 
 def options_of_the_p_schedule() -> str:

@@ -9,8 +9,8 @@ import pytest
 @pytest.mark.parametrize(
     ("name", "flag", "place", "message"),
     [
-        ("compare_optimizers", "--output_dir", "file", "File exists; name a folder that can be written to"),
-        ("compare_optimizers", "--output_dir", "file/below", "Not a directory; name a folder that can be written to"),
+        ("convergence_rate", "--output_dir", "file", "File exists; name a folder that can be written to"),
+        ("convergence_rate", "--output_dir", "file/below", "Not a directory; name a folder that can be written to"),
         ("step_time", "--output_dir", "file/below", "Not a directory; name a folder that can be written to"),
         ("data_throughput", "--output", "file/below.json", "File exists; name a folder that can be written to"),
         ("data_throughput", "--output", "", "is a folder; name a file"),
