@@ -110,12 +110,12 @@ def tables_of_tested(tested: Tested) -> list[str]:
 
 
 def draw_tested(tested: Tested, path: Path) -> None:
-    """A row per task: accuracy over the rate, accuracy and loss over the training, and p with the learning rate."""
+    """A row per task: accuracy over the rate, the curves of a training, and the steps to a given accuracy."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(14, 2.7 * len(tested.tasks)), dpi=70, layout="constrained")
-    axes = figure.subplots(len(tested.tasks), 4, squeeze=False)
-    for (over_rate, accuracy, loss, schedule), task in zip(axes, tested.tasks, strict=True):
+    figure = Figure(figsize=(17, 2.7 * len(tested.tasks)), dpi=70, layout="constrained")
+    axes = figure.subplots(len(tested.tasks), 5, squeeze=False)
+    for (over_rate, accuracy, loss, schedule, steps), task in zip(axes, tested.tasks, strict=True):
         for color, title in enumerate(tested.titles):
             if (task, title) not in tested.tests:
                 continue
@@ -128,29 +128,33 @@ def draw_tested(tested: Tested, path: Path) -> None:
                 high = [m + d for m, d in zip(middle, deviation, strict=True)]
                 axis.plot(progress, middle, **style)
                 axis.fill_between(progress, low, high, color=f"C{color}", alpha=0.15)
+            share = tested.steps_to(task, title)
+            steps.barh(-color, 0 if share is None else share, color=f"C{color}")
+            if share is None:
+                steps.text(0.02, -color, "not reached", va="center", fontsize=6)
             progress, orders, _ = tested.curve(task, title, "p")
             if orders:
                 schedule.plot(progress, orders, **style)
         progress, lrs, _ = tested.curve(task, tested.titles[0], "lr")
         schedule.plot(progress, [20 * lr / max(lrs) for lr in lrs], "k:", linewidth=1, label="learning rate, scaled")
         over_rate.set(xscale="log", ylabel=task)
-        for axis in (over_rate, accuracy, loss, schedule):
+        steps.set(xlim=(0, 1), yticks=[])
+        for axis in (over_rate, accuracy, loss, schedule, steps):
             axis.grid(alpha=0.3)
             axis.tick_params(labelsize=7)
-    for axis, title in zip(
-        axes[0],
-        (
-            "accuracy over the learning rate, held out",
-            "accuracy, held out",
-            "training loss",
-            "p, and the learning rate",
-        ),
-        strict=True,
-    ):
-        axis.set_title(title, fontsize=9)
+    headings = (
+        "accuracy held out, over the rate",
+        "accuracy held out",
+        "training loss",
+        "p, and the learning rate",
+        f"share of the training to {SHARE:.0%} of AdamW",
+    )
+    for axis, heading in zip(axes[0], headings, strict=True):
+        axis.set_title(heading, fontsize=9)
     for axis in axes[-1]:
         axis.set_xlabel("progress", fontsize=8)
     axes[-1][0].set_xlabel("learning rate", fontsize=8)
+    axes[-1][4].set_xlabel("share of the training", fontsize=8)
     axes[0][1].legend(fontsize=6)
     axes[0][3].legend(fontsize=6)
     figure.savefig(path)
