@@ -1,6 +1,6 @@
 """The Trainer with `--optim lpsgdm`: a tiny Llama learns to count in steps of 1, 2 or 3, as in 4 6 8 0 2.
 
-python examples/minimal_trainer.py --optim lpsgdm --optim_args p_max=20 --output_dir runs/minimal
+python examples/minimal_trainer.py --optim lpsgdm --output_dir runs/minimal
 """
 
 import torch
@@ -9,7 +9,7 @@ from transformers import HfArgumentParser, LlamaConfig, LlamaForCausalLM, Traine
 import hf_lpsgd  # noqa: F401  # makes `--optim lpsgd` and `--optim lpsgdm` known to the Trainer
 
 DEFAULTS = {
-    "learning_rate": 3e-3,
+    "learning_rate": 1e-2,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.1,
     "num_train_epochs": 3,

@@ -43,7 +43,7 @@ def test_it_is_short_enough_to_be_read_at_once(script):
 
 def test_minimal_trainer_learns_and_anneals_p_to_2(tmp_path):
     # 1,024 sequences in batches of 32: 96 steps, of which each 24th is logged.
-    arguments = ["--optim", "lpsgdm", "--optim_args", "p_max=20", "--use_cpu", "--disable_tqdm", "true"]
+    arguments = ["--optim", "lpsgdm", "--use_cpu", "--disable_tqdm", "true"]
     output = run_alone(TRAINER, *arguments, "--output_dir", "out", folder=tmp_path)
     first, *_ = (float(loss) for loss in re.findall(r"{'loss': '?([\d.]+)", output))
     *_, last = re.findall(r"'eval_loss': '?([\d.]+)", output)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_lpsgd.optim import OPTIMIZERS
-from hf_lpsgd.optim.options import LR, P_MAX, Number, NumberOrWord
+from hf_lpsgd.optim.options import LR, LR_FACTOR, P_MAX, SATURATION, Number, NumberOrWord
 
 RECORDS = pytest.mark.parametrize("record", OPTIMIZERS.values(), ids=OPTIMIZERS)
 OPTIONS = [(record, option) for record in OPTIMIZERS.values() for option in record.options]
@@ -25,7 +25,8 @@ def test_a_record_lists_every_argument_of_the_constructor_with_its_default(recor
 @pytest.mark.parametrize(("record", "option"), OPTIONS, ids=lambda x: x.name)
 def test_the_constructor_takes_the_range_that_the_record_tells_and_no_more(record, option):
     def make(value):
-        return record.cls([torch.ones(1)], **{option.name: value}).param_groups[0][option.name]
+        size = {"grad_rms": 1.0} if option in (SATURATION, LR_FACTOR) else {}  # without which they have no effect
+        return record.cls([torch.ones(1)], **size, **{option.name: value}).param_groups[0][option.name]
 
     if isinstance(option, NumberOrWord):
         words = [None, *([option.word] if option.word else [])]

@@ -83,7 +83,7 @@ def test_the_variant_of_every_step_takes_the_size_of_the_update_before():
         model.weight.grad = torch.full((2, 2), size * 0.01)
         optimizer.step()
         last = size if number == 0 else (4.0, 1.0, 2.0)[number % 3]
-        moved = 0.1 * min(size / (0.1 * last), 1.0)
+        moved = 0.4 * 0.1 * min(size / (0.1 * last), 1.0)
         torch.testing.assert_close(before - model.weight, torch.full((2, 2), moved), rtol=1e-4, atol=0)
 
 

@@ -51,6 +51,7 @@ ONE = {
     "resumed when done": ["--cpu", "--num_epochs", "8", "--resume_from_checkpoint", "trained/epoch_8"],
     "from a model": ["--cpu", "--max_train_steps", "1", "--lr", "1e-6", "--model_name_or_path", "trained"],
     "folders": ["--cpu", *PETS, "--num_train_epochs", "12", "--learning_rate", "3e-3", *SMALL_BATCHES, *TINY],
+    "the paper's": [*SHORT, "--batch_size", "32", "--grad_rms", "none"],
     "measured": [*SHORT, "--grad_rms", "auto"],
     "given": [*SHORT, "--grad_rms", "0.25"],
     **{f"schedule {name}": [*SHORT, "--p_schedule", name] for name in ("linear", "lr", "constant")},
@@ -239,8 +240,9 @@ def test_the_reference_size_of_the_gradient_is_logged_where_there_is_one(one):
     assert len(set(measured)) == STEPS
     assert min(measured) > 0
     assert [size for _, size in logged(one[0] / "given", "grad_rms")] == [0.25] * STEPS
+    assert len(logged(one[0] / "plain", "grad_rms")) == STEPS
     with pytest.raises(KeyError, match="grad_rms"):
-        logged(one[0] / "plain", "grad_rms")
+        logged(one[0] / "the paper's", "grad_rms")
 
 
 def test_bf16_computes_in_bf16_and_keeps_float32_weights(one):
