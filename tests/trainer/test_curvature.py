@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_lpsgd.trainer.curvature import CurvatureCallback
+from hf_lpsgd.trainer import CurvatureCallback
 
 KEYS = {"best_p", "decrease_p2", "gradient_spread", "curvature_spread", "gradient_noise", "curvature_seconds"}
 
