@@ -27,7 +27,7 @@ from hf_lpsgd.geometry import ORDERS, gradient_and_curvature, noise_to_signal, p
 
 RUNS = {
     "AdamW": {"optimizer": "AdamW", "options": {}, "rate": 1e-3},
-    "LPSGDM": {"optimizer": "LPSGDM", "options": {"grad_rms": "auto", "p_max": 20}, "rate": 1e-3},
+    "LPSGDM": {"optimizer": "LPSGDM", "options": {"grad_rms": "auto", "p_max": 20, "momentum": 0.6}, "rate": 1e-3},
 }
 BATCHES = 8
 BATCH_SIZE = 64

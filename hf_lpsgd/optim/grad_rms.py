@@ -36,7 +36,7 @@ SMALLEST = 1e-30
 SATURATION_MEASURED = 0.1
 
 # AdamW moves most elements by a part of its learning rate. With this factor, its learning rates serve here too.
-LR_FACTOR_MEASURED = 0.4
+LR_FACTOR_MEASURED = 0.5
 
 _DIGITS = 7  # so that engines that add up in another order find the same number
 

@@ -35,7 +35,7 @@ class LPSGD(LpOptimizer):
             square of g over the warm-up of the LR scheduler that p is tied to, at least over 20 steps, and then
             freezes it, as a number in the param groups. Weight decay is not scaled.
         saturation: with `grad_rms`, r is `saturation * grad_rms`. None is 0.1 with `"auto"`, and 1 with a number.
-        lr_factor: with `grad_rms`, the update is multiplied by it, and weight decay is not. None is 0.4 with
+        lr_factor: with `grad_rms`, the update is multiplied by it, and weight decay is not. None is 0.5 with
             `"auto"`, so that the learning rates of AdamW serve, and 1 with a number.
         maximize: ascend the objective.
         foreach: use the foreach implementation, or not.

@@ -152,7 +152,7 @@ SATURATION = NumberOrWord(
     low=1e-6,
 )
 LR_FACTOR = NumberOrWord(
-    "lr_factor", "with grad_rms, an element moves by at most lr_factor * lr; None is 0.4 with auto, else 1", low=1e-6
+    "lr_factor", "with grad_rms, an element moves by at most lr_factor * lr; None is 0.5 with auto, else 1", low=1e-6
 )
 MAXIMIZE = Switch("maximize", "ascend the objective instead of descending", optional=False, for_trainer=False)
 FOREACH = Switch("foreach", "True or False to use the foreach implementation or not, None for the best available")

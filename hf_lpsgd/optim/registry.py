@@ -47,7 +47,10 @@ _AT_ADAMWS_RATE = {"grad_rms": "auto"}
 OPTIMIZERS: dict[str, OptimizerRecord] = {
     "lpsgd": OptimizerRecord("lpsgd", LPSGD, "SGD in an lp norm; keeps no state", _AT_ADAMWS_RATE),
     "lpsgdm": OptimizerRecord(
-        "lpsgdm", LPSGDM, "SGD with momentum in an lp norm; keeps one buffer per parameter", _AT_ADAMWS_RATE
+        "lpsgdm",
+        LPSGDM,
+        "SGD with momentum in an lp norm; keeps one buffer per parameter",
+        {**_AT_ADAMWS_RATE, "momentum": 0.6},
     ),
 }
 """One record per optimizer, by the name that `--optim` takes."""

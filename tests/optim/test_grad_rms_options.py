@@ -40,8 +40,8 @@ def test_the_update_is_multiplied_and_the_decay_is_not(cls, size):
     torch.testing.assert_close(changes[2], torch.zeros(50), rtol=0, atol=5e-7)
 
 
-def test_none_is_0_4_with_auto_and_one_with_a_number():
-    for size, factor in (("auto", 0.4), (3e-3, 1.0)):
+def test_none_is_0_5_with_auto_and_one_with_a_number():
+    for size, factor in (("auto", 0.5), (3e-3, 1.0)):
         (optimizer, param), (explicit, same) = make(grad_rms=size), make(grad_rms=size, lr_factor=factor)
         optimizer.step()
         explicit.step()

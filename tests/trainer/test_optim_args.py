@@ -121,7 +121,8 @@ def test_other_optimizers_are_none_of_its_business(tmp_path):
 @pytest.mark.parametrize(("name", "cls"), [("lpsgd", LPSGD), ("lpsgdm", LPSGDM)])
 def test_the_optimizer_gets_the_learning_rate_and_what_optim_args_say(name, cls, tmp_path):
     args = TrainingArguments(str(tmp_path), optim=name, optim_args="p_max=6,p_schedule=lr", learning_rate=0.25)
-    assert optimizer_class_and_kwargs(args) == (cls, {"lr": 0.25, "grad_rms": "auto", "p_max": 6.0})
+    defaults = {"grad_rms": "auto", "momentum": 0.6} if name == "lpsgdm" else {"grad_rms": "auto"}
+    assert optimizer_class_and_kwargs(args) == (cls, {"lr": 0.25, **defaults, "p_max": 6.0})
 
 
 def test_optim_args_are_parsed_once_for_a_whole_training(make_trainer):
