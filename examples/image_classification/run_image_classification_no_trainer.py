@@ -80,7 +80,7 @@ class LoopArguments:
         },
     )
     p_schedule: str = field(default="cosine", metadata={"help": f"One of {', '.join(P_SCHEDULES)}."})
-    momentum: float = 0.9
+    momentum: float = 0.6
     weight_decay: float = 0.0
     max_grad_norm: float = field(default=1.0, metadata={"help": "0 does not clip."})
     seed: int = 42
