@@ -117,6 +117,12 @@ def test_an_order_of_two_promises_as_much_as_the_others_where_all_elements_are_a
     assert all(share == pytest.approx(1.0) for share in shares.values())
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_promises_nothing(bad):
+    assert promised_decrease([torch.tensor([1.0, bad])], [torch.ones(2)]) == {}
+    assert promised_decrease([torch.ones(2)], [torch.tensor([1.0, bad])]) == {}
+
+
 def test_zeros_promise_nothing():
     assert promised_decrease([torch.zeros(3)], [torch.ones(3)]) == {}
     assert promised_decrease([torch.ones(3)], [torch.zeros(3)]) == {}
@@ -124,13 +130,14 @@ def test_zeros_promise_nothing():
 
 def test_the_spread_is_one_where_all_are_alike_and_grows_with_outliers():
     assert spread([torch.full((10,), -3.0)]) == pytest.approx(1.0)
-    assert spread([torch.zeros(2)]) == 1.0
+    assert math.isnan(spread([torch.zeros(2)]))
+    assert math.isnan(spread([torch.tensor([1.0, math.nan])]))
     assert spread([torch.tensor([1.0] + [0.0] * 99)]) == pytest.approx(10.0)
 
 
-def test_the_noise_is_the_variance_of_a_batch_over_the_squared_mean():
+def test_the_noise_is_the_variance_of_a_batch_over_the_squared_true_gradient():
     gradients = [[torch.tensor([1.0, 0.0])], [torch.tensor([3.0, 0.0])]]
-    assert noise_to_signal(gradients) == pytest.approx(2.0 / 4.0)
+    assert noise_to_signal(gradients) == pytest.approx(2.0 / (4.0 - 2.0 / 2))  # the noise of the mean is taken off
     assert noise_to_signal([[torch.tensor([1.0])], [torch.tensor([-1.0])]]) == math.inf
     with pytest.raises(ValueError, match="at least 2"):
         noise_to_signal(gradients[:1])

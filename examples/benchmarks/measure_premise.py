@@ -141,9 +141,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--tasks", nargs="+", default=["digits_vit", "cifar_vit", "cifar_resnet", "finetune_resnet"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--moments", type=int, default=12, help="per training")
-    parser.add_argument("--probes", type=int, default=4, help="random vectors per moment, for the Hessian's diagonal")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--moments", type=int, default=9, help="per training")
+    parser.add_argument("--probes", type=int, default=16, help="random vectors per moment, for the Hessian's diagonal")
     parser.add_argument("--cifar10", default="uoft-cs/cifar10", help="CIFAR-10: on the Hub, or a folder of its files")
     args = parser.parse_args()
     unknown = [task for task in args.tasks if task not in TASKS or TASKS[task].by_trainer]

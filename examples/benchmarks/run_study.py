@@ -126,6 +126,7 @@ def _run_all(
     for task in dict.fromkeys(cell["task"] for cell in cells):  # before the workers are forked, which then share it
         TASKS[task].data()
         TASKS[task].model()
+    method = "fork" if args.device == "cpu" else "spawn"  # a process that has used a GPU cannot be forked
     packages = ("numpy", "lion-pytorch", "scikit-learn", "datasets", "transformers", "accelerate")
     facts = provenance(Path(__file__).name, packages, torch.device(args.device))
     for place, word in ((args.cifar10, "CIFAR10"), (args.output_dir, "FOLDER")):
@@ -133,7 +134,7 @@ def _run_all(
             facts["command"] = facts["command"].replace(str(place), word)
     with (
         open(path, "a", encoding="utf-8") as file,
-        multiprocessing.get_context("fork").Pool(args.workers, _prepare_worker, (args.cifar10,)) as pool,
+        multiprocessing.get_context(method).Pool(args.workers, _prepare_worker, (args.cifar10,)) as pool,
     ):
         file.write(json.dumps({"run": facts, "study": study}) + "\n")
         finished = pool.imap_unordered(_run, [(cell, args.device) for cell in cells])

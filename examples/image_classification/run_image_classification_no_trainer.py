@@ -126,7 +126,7 @@ class LoopArguments:
             self.tie(trial, get_cosine_schedule_with_warmup(trial, 0, 1), 1, 0)
 
     def optimizer(self, parameters: Iterable[torch.Tensor]) -> LPSGDM:
-        grad_rms: Any = None if self.grad_rms == "none" else self.grad_rms
+        grad_rms: Any = None if str(self.grad_rms).lower() == "none" else self.grad_rms
         with suppress(TypeError, ValueError):  # the optimizer tells what is wrong
             grad_rms = float(grad_rms)
         options: dict[str, Any] = {"lr": self.lr, "momentum": self.momentum, "weight_decay": self.weight_decay}

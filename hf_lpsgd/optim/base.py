@@ -46,15 +46,16 @@ class LpOptimizer(Optimizer):
 
     options: ClassVar[tuple[Number | NumberOrWord | Switch, ...]] = ()
 
-    # Whether no element may move by more than lr where there is a reference size.
+    # Whether no element may move by more than lr_factor * lr where there is a reference size.
     _bounded: ClassVar[bool] = True
 
     def __init__(self, params: ParamsT, **defaults: Any) -> None:
         self._check(defaults, "")
-        grad_rms.check_used(defaults, "")
         self._measurement = grad_rms.Measurement()
         self._settled: dict[int, tuple[Any, ...]] = {}
         super().__init__(params, defaults)
+        if all(group.get("grad_rms") is None for group in self.param_groups):
+            grad_rms.check_used(defaults, "")
 
     def _check(self, group: dict[str, Any], where: str) -> None:
         """Check the options of a group, and make its numbers plain floats, which any checkpoint can hold."""
@@ -121,8 +122,10 @@ class LpOptimizer(Optimizer):
             group.setdefault("maximize", False)
             if GRAD_RMS in self.options:
                 group.setdefault("grad_rms", None)  # which version 0.1.0 did not know
-                group.setdefault("saturation", None)
-                group.setdefault("lr_factor", None)
+                if SATURATION in self.options:
+                    group.setdefault("saturation", None)
+                if LR_FACTOR in self.options:  # which the first steps with a measured size did not know
+                    group.setdefault("lr_factor", 1.0 if grad_rms.MEASURED in group else None)
                 GRAD_RMS.check(group["grad_rms"], " in the loaded state")
                 if grad_rms.takes_part(group) and grad_rms.MEASURED not in group:
                     grad_rms.join(group, ())

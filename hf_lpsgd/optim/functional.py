@@ -63,7 +63,7 @@ def lpsgd(
         weight_decay: decoupled weight decay.
         grad_rms: reference size r of the gradient; the update is then `lr * g/r / (|g|/r)^rho` for `|g| <= r`. None is
             the paper's step, where r is 1 and nothing is bounded.
-        lr_factor: the learning rate of the update over that of the decay, with `grad_rms`.
+        lr_factor: the learning rate of the update over that of the decay, with `grad_rms`; 1 without it.
         bounded: with `grad_rms`, take r for the magnitude of a larger gradient, so that no element moves by more than
             `lr_factor * lr`.
         squares: gathers the sum of the squares of the gradients.
@@ -75,7 +75,8 @@ def lpsgd(
             memory order; the others update these.
 
     Raises:
-        ValueError: `fused` is True and there is no fused implementation for a parameter's device; nothing was changed.
+        ValueError: `fused` is True and there is no fused implementation for a parameter's device, or `lr_factor` is
+            not 1 and there is no `grad_rms`; nothing was changed.
     """
     hyper = _hyperparameters(lr, 0.0, p, eps, weight_decay, maximize, grad_rms, lr_factor, bounded, squares)
     _update(list(zip(params, grads, [None] * len(params), strict=True)), hyper, foreach, fused)
@@ -128,6 +129,8 @@ def _hyperparameters(
     squares: SumOfSquares | None,
 ) -> StepHyperparameters:
     rho = rescaling_exponent(p)
+    if grad_rms is None and lr_factor != 1:
+        raise ValueError(f"Invalid lr_factor: {lr_factor} has no effect without grad_rms. Give grad_rms a number too.")
     # g/r / (|g|/r)^rho is g / |g|^rho times this.
     lr_scale = 1.0 if grad_rms is None else lr_factor * grad_rms ** (rho - 1.0)
     bound = math.inf if grad_rms is None or not bounded else grad_rms

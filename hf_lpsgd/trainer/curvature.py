@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,13 +22,16 @@ class CurvatureCallback(TrainerCallback):
     At each moment it computes, on the same batches, one gradient per batch, and on the first batch the products of the
     Hessian with `probes` random vectors. That costs about `len(batches) + 2 * probes` gradients per moment, and the
     memory of a second backward pass. The training itself is not changed: gradients, buffers and random numbers are as
-    without it.
+    without it. The loss is the model's own, without label smoothing.
 
     The log entries are `best_p`, the share of its decrease that p = 2 promises (`decrease_p2`) and that the p in force
     does (`decrease_p`, for LPSGD and LPSGDM), the spread of the gradient's elements and of the Hessian's diagonal
     (root mean square over mean size, 1 where all are alike), the noise of a batch's gradient in units of its mean
-    (`gradient_noise`, with two batches or more), and the seconds that it all took. They stand in the logs of a step of
-    their own. A `best_p` of 1000 stands for sign descent.
+    (`gradient_noise`, with two batches or more), and the seconds that it all took. What is not finite is left out.
+    They stand in `trainer.state.log_history`, at a step of their own, and in the file of the Trainer's state;
+    TensorBoard and the like do not get them. A `best_p` of 1000 stands for sign descent. The shares and the spread of
+    the curvature depend on the number of probes, as
+    [`gradient_and_curvature`][hf_lpsgd.geometry.gradient_and_curvature] tells.
 
     Args:
         batches: batches as the model takes them, with labels, so that its output has a `loss`.
@@ -36,19 +40,26 @@ class CurvatureCallback(TrainerCallback):
         seed: of these vectors.
 
     Raises:
-        ValueError: no batches, `moments` below 2 or `probes` below 1; at the first moment, parameters that are sharded
-            by FSDP or ZeRO-3, or a model whose output has no loss.
+        ValueError: no batches, `moments` below 2 or `probes` below 1; before the first step, a model without
+            trainable parameters, with parameters that FSDP or ZeRO-3 shards, or compiled by torch.compile; at the
+            first moment, a model whose output has no loss.
     """
 
     def __init__(
         self, batches: Sequence[Mapping[str, Tensor]], moments: int = 10, probes: int = 4, seed: int = 0
     ) -> None:
+        batches = list(batches)
         if not batches:
             raise ValueError("CurvatureCallback needs at least 1 batch, with labels")
         if moments < 2 or probes < 1:
             raise ValueError(f"CurvatureCallback needs moments >= 2 and probes >= 1, not {moments} and {probes}")
         self.batches, self.moments, self.probes, self.seed = batches, moments, probes, seed
         self._measured: dict[str, float] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        _check(model)
 
     def on_step_end(
         self,
@@ -86,8 +97,8 @@ class CurvatureCallback(TrainerCallback):
     def measure(self, model: nn.Module, p: float | None = None) -> dict[str, float]:
         """The log entries of one moment; `p` is the order in force, if there is one."""
         began = time.perf_counter()
+        _check(model)
         params = [param for param in model.parameters() if param.requires_grad]
-        _check_whole(params)
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         devices = sorted({param.device.index for param in params if param.device.type == "cuda"})
         with torch.random.fork_rng(devices=[index for index in devices if index is not None]):
@@ -113,22 +124,32 @@ class CurvatureCallback(TrainerCallback):
         if len(gradients) > 1:
             measured["gradient_noise"] = noise_to_signal(gradients)
         measured["curvature_seconds"] = time.perf_counter() - began
-        return {name: float(f"{value:.4g}") for name, value in measured.items()}
+        return {name: float(f"{value:.4g}") for name, value in measured.items() if math.isfinite(value)}
 
 
 def _loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     device = next(model.parameters()).device
-    output = model(**{name: value.to(device) for name, value in batch.items()})
-    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-    if not isinstance(loss, Tensor):
+    on_device = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    output = model(**on_device)
+    loss = output[0] if isinstance(output, tuple) and output else getattr(output, "loss", None)
+    if isinstance(output, Mapping):
+        loss = output.get("loss")
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
         raise ValueError("CurvatureCallback needs a model whose output has a loss: give it batches with labels")
     return loss
 
 
-def _check_whole(params: Sequence[Tensor]) -> None:
-    sharded = any(hasattr(param, "ds_id") or hasattr(param, "device_mesh") for param in params)
-    if sharded:
+def _check(model: nn.Module) -> None:
+    params = [param for param in model.parameters() if param.requires_grad]
+    if not params:
+        raise ValueError("CurvatureCallback needs a model with trainable parameters, and this one has none")
+    by_fsdp = any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
+    if by_fsdp or any(hasattr(param, "ds_id") or hasattr(param, "device_mesh") for param in params):
         raise ValueError(
             "CurvatureCallback needs whole parameters, and FSDP or ZeRO-3 has sharded these: measure in a run of one "
             "process, or with DDP"
+        )
+    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+        raise ValueError(
+            "CurvatureCallback needs second derivatives, which torch.compile does not give: measure without it"
         )

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from trainer_model import TinyModel
 
 from hf_lpsgd.trainer import CurvatureCallback
 
-KEYS = {"best_p", "decrease_p2", "gradient_spread", "curvature_spread", "gradient_noise", "curvature_seconds"}
+KEYS = {"best_p", "decrease_p2", "gradient_spread", "curvature_spread", "curvature_seconds"}
 
 
 def batches_of(trainer, number=2):
@@ -35,7 +36,18 @@ def test_the_moments_stand_in_the_logs_and_the_first_and_the_last_step_are_among
 
 
 def test_it_does_not_change_the_training(make_trainer):
-    with_it, without = train(make_trainer), train(make_trainer, moments=0)
+    class WithDropout(TinyModel):
+        def __init__(self):
+            torch.manual_seed(0)
+            super().__init__()
+            for module in self.modules():
+                if isinstance(module, torch.nn.Linear):
+                    module.register_forward_hook(lambda *given: torch.nn.functional.dropout(given[2], 0.3))
+
+    with_it, without = (
+        train(make_trainer, moments=moments, model=WithDropout(), num_train_epochs=2, max_steps=20)
+        for moments in (4, 0)
+    )
     for ours, theirs in zip(with_it.model.parameters(), without.model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
@@ -83,3 +95,32 @@ def test_a_batch_without_labels_and_sharded_parameters_are_told():
     model.weight.ds_id = 0  # as ZeRO-3 marks its parameters
     with pytest.raises(ValueError, match="FSDP or ZeRO-3 has sharded"):
         callback.measure(model)
+    with pytest.raises(ValueError, match="none"):
+        callback.measure(torch.nn.ReLU())
+
+
+def test_a_model_that_gives_a_tuple_and_batches_that_are_iterated_once_will_do():
+    class Tuple(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x).square().mean(), "more"
+
+    measured = CurvatureCallback({"x": torch.ones(2, 3) * scale} for scale in (1, 2)).measure(Tuple(3, 1))
+    assert measured["gradient_noise"] > 0
+
+
+def test_a_model_that_has_diverged_tells_no_best_p():
+    class Lost(torch.nn.Linear):
+        def forward(self, x):
+            return {"loss": super().forward(x).square().mean() * float("nan")}
+
+    measured = CurvatureCallback([{"x": torch.ones(2, 3)}]).measure(Lost(3, 1), p=20.0)
+    assert measured.keys() == {"curvature_seconds"}
+
+
+def test_a_compiled_model_is_refused_before_the_first_step(make_trainer):
+    trainer = make_trainer(max_steps=2)
+    trainer.add_callback(CurvatureCallback(batches_of(trainer)))
+    trainer.model.compile()
+    with pytest.raises(ValueError, match=r"which torch\.compile does not give"):
+        trainer.train()
+    assert trainer.state.global_step == 0

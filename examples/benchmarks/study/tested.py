@@ -57,8 +57,18 @@ class Tested:
             reached = [point["step"] for point in cell["curve"] if point["accuracy"] >= wanted]
             if not reached:
                 return None
-            found.append(reached[0] / cell["curve"][-1]["step"])
+            found.append(reached[0] / self._length(task))
         return mean(found)
+
+    def _length(self, task: str) -> float:
+        """The number of steps of a training."""
+        return max(
+            cell["curve"][-1]["step"]
+            for (other, _), by_rate in self.tests.items()
+            for cells in by_rate.values()
+            for cell in cells
+            if other == task and cell["curve"]
+        )
 
     def _best(self, task: str, title: str) -> Cells:
         return self.tests[task, title][self.best_rate(task, title)]
@@ -66,8 +76,8 @@ class Tested:
     def curve(self, task: str, title: str, name: str) -> tuple[list[float], list[float], list[float]]:
         """Progress, mean and standard deviation of an entry of the curves at the best rate."""
         cells = self._best(task, title)
-        last = cells[0]["curve"][-1]["step"]
-        progress = [point["step"] / last for point in cells[0]["curve"]]
+        shortest = min((cell["curve"] for cell in cells), key=len)  # a run that diverged was cut off
+        progress = [point["step"] / self._length(task) for point in shortest]
         values = [[cell["curve"][place].get(name) for cell in cells] for place in range(len(progress))]
         known = [place for place, of_cells in enumerate(values) if None not in of_cells]
         spreads = [stdev(values[place]) if len(cells) > 1 else 0.0 for place in known]

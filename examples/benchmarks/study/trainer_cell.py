@@ -53,6 +53,10 @@ def _flags(cell: dict[str, Any], task: Task, folder: str) -> tuple[list[str], di
         return flags, {"optimizer_cls_and_kwargs": (Lion, {"lr": cell["rate"], **options})}
     if cell["optimizer"] == "SGD":
         options = {"momentum": 0.9, **options}
+    if cell["optimizer"].startswith("LP"):
+        options.setdefault("grad_rms", None)  # as in the loop; the default of --optim is another
+        if cell["optimizer"] == "LPSGDM":
+            options.setdefault("momentum", 0.9)
     names = {"AdamW": "adamw_torch", "SGD": "sgd", "LPSGD": "lpsgd", "LPSGDM": "lpsgdm"}
     flags += ["--optim", names[cell["optimizer"]]]
     if options:

@@ -128,7 +128,7 @@ def _train_by_loop(cell: dict[str, Any], device: str, watch: Watch | None) -> di
         "accuracy": round(accuracy_of(model, *of_whom), 5),
         "loss": round(sum(losses[-steps_per_epoch:]) / steps_per_epoch, 5),
         "grad_rms": reference_size_of(optimizers),
-        **({"curve": curve} if curve else {}),
+        **({"curve": curve} if cell.get("split") == "test" else {}),
     }
 
 
