@@ -1,8 +1,8 @@
 # The interpreter that .venv is made with.
 PYTHON ?= python3
 PYTEST_ARGS ?= -n 2 --dist loadfile
-DEMO_ARGS ?= --do_train --do_eval --optim lpsgdm --optim_args p_max=20,p_schedule=cosine \
-	--num_train_epochs 30 --output_dir runs/digits --overwrite_output_dir
+DEMO_ARGS ?= --do_train --do_eval --optim lpsgdm \
+	--output_dir runs/digits --overwrite_output_dir
 
 BIN := .venv/bin
 
