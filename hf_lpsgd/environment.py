@@ -46,6 +46,8 @@ def _trainer() -> str:
 def _options() -> Iterator[tuple[str, str]]:
     for record in OPTIMIZERS.values():
         yield f"{record.name} defaults", ", ".join(f"{name}={value}" for name, value in record.defaults.items())
+        with_trainer = ", ".join(f"{name}={value}" for name, value in record.trainer_defaults.items())
+        yield f"{record.name} with --optim", with_trainer or "the same"
 
 
 def _devices() -> Iterator[tuple[str, str]]:
