@@ -19,7 +19,6 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from provenance import provenance
 from study.data import use_cifar10
 from study.tasks import TASKS
 from study.training import train
+from study.words import best_rate
 from tqdm.auto import tqdm
 
 HERE = Path(__file__).resolve().parent
@@ -88,7 +88,7 @@ def best_rates(cells: list[dict[str, Any]]) -> dict[str, float]:
     found: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for cell in cells:
         found[contender_key(cell)][cell["rate"]].append(cell["accuracy"])
-    return {key: max(rates, key=lambda rate: mean(rates[rate])) for key, rates in found.items()}
+    return {key: best_rate(rates) for key, rates in found.items()}
 
 
 _KEY = ("task", "optimizer", "options", "rate", "seed", "split")

@@ -15,7 +15,7 @@ from typing import Any
 from run_study import contenders_of, read_cells, read_entries
 from study.tasks import TASKS
 from study.tested import Tested, draw_tested, tables_of_tested
-from study.words import family_of, spread, title_of
+from study.words import best_rate, family_of, spread, title_of
 
 # Accuracies over seeds, by task, contender and rate.
 Accuracies = dict[str, dict[str, dict[float, list[float]]]]
@@ -33,10 +33,6 @@ def of_whole_seeds(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     number = Counter((cell["task"], cell["seed"]) for cell in cells)
     most = {task: max(count for (other, _), count in number.items() if other == task) for task, _ in number}
     return [cell for cell in cells if number[cell["task"], cell["seed"]] == most[cell["task"]]]
-
-
-def best_rate(of_rates: dict[float, list[float]]) -> float:
-    return max(of_rates, key=lambda rate: mean(of_rates[rate]))
 
 
 def common_rate(family: list[dict[float, list[float]]]) -> tuple[float, float]:

@@ -129,10 +129,14 @@ class LpScheduleCallback(TrainerCallback):
         size = reference_size(group)
         if size is not None:
             more["grad_rms"] = size
-        logs.update(more)  # for the callbacks that come later
-        # The Trainer has already put a copy of the logs into its history.
-        if state.log_history and "learning_rate" in state.log_history[-1]:
-            state.log_history[-1].update(more)
+        add_to_logs(logs, state, more)
+
+
+def add_to_logs(logs: dict[str, float], state: TrainerState, more: dict[str, float]) -> None:
+    """Put `more` into the logs of a training step, and into the history, where the Trainer has put a copy of them."""
+    logs.update(more)  # for the callbacks that come later
+    if state.log_history and "learning_rate" in state.log_history[-1]:
+        state.log_history[-1].update(more)
 
 
 def _check_users_tie(tie: PScheduleTie, lr_scheduler: Any) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..geometry import ORDERS, gradient_and_curvature, noise_to_signal, promised_decrease, spread
+from .callback import add_to_logs
 
 __all__ = ["CurvatureCallback"]
 
@@ -89,9 +90,7 @@ class CurvatureCallback(TrainerCallback):
     ) -> None:
         if logs is None or "learning_rate" not in logs:
             return
-        logs.update(self._measured)
-        if state.log_history and "learning_rate" in state.log_history[-1]:
-            state.log_history[-1].update(self._measured)  # the Trainer has put a copy of the logs there
+        add_to_logs(logs, state, self._measured)
         self._measured = {}
 
     def measure(self, model: nn.Module, p: float | None = None) -> dict[str, float]:

@@ -32,6 +32,10 @@ class Tested:
         self.validation = {key: {rate: mean(rates[rate]) for rate in sorted(rates)} for key, rates in chosen.items()}
         self.tasks = list(dict.fromkeys(task for task, _ in self.tests))
         self.titles = list(dict.fromkeys(title for _, title in self.tests))
+        self._steps: dict[str, float] = defaultdict(float)  # of a whole training: a run that diverged has fewer
+        for cell in cells:
+            if cell.get("curve"):
+                self._steps[cell["task"]] = max(self._steps[cell["task"]], cell["curve"][-1]["step"])
 
     def best_rate(self, task: str, title: str) -> float:
         """By the examples held out."""
@@ -57,18 +61,8 @@ class Tested:
             reached = [point["step"] for point in cell["curve"] if point["accuracy"] >= wanted]
             if not reached:
                 return None
-            found.append(reached[0] / self._length(task))
+            found.append(reached[0] / self._steps[task])
         return mean(found)
-
-    def _length(self, task: str) -> float:
-        """The number of steps of a training."""
-        return max(
-            cell["curve"][-1]["step"]
-            for (other, _), by_rate in self.tests.items()
-            for cells in by_rate.values()
-            for cell in cells
-            if other == task and cell["curve"]
-        )
 
     def _best(self, task: str, title: str) -> Cells:
         return self.tests[task, title][self.best_rate(task, title)]
@@ -77,7 +71,7 @@ class Tested:
         """Progress, mean and standard deviation of an entry of the curves at the best rate."""
         cells = self._best(task, title)
         shortest = min((cell["curve"] for cell in cells), key=len)  # a run that diverged was cut off
-        progress = [point["step"] / self._length(task) for point in shortest]
+        progress = [point["step"] / self._steps[task] for point in shortest]
         values = [[cell["curve"][place].get(name) for cell in cells] for place in range(len(progress))]
         known = [place for place, of_cells in enumerate(values) if None not in of_cells]
         spreads = [stdev(values[place]) if len(cells) > 1 else 0.0 for place in known]

@@ -3,7 +3,7 @@
 from statistics import mean, stdev
 from typing import Any
 
-__all__ = ["family_of", "spread", "title_of"]
+__all__ = ["best_rate", "family_of", "spread", "title_of"]
 
 
 def title_of(cell: dict[str, Any]) -> str:
@@ -17,6 +17,11 @@ def title_of(cell: dict[str, Any]) -> str:
 def family_of(title: str) -> str:
     """A contender without its p_max: the curves of one family are to lie together."""
     return ", ".join(part for part in title.replace(" p_max", ", p_max").split(", ") if not part.startswith("p_max"))
+
+
+def best_rate(of_rates: dict[float, list[float]]) -> float:
+    """The rate of the highest mean accuracy over the seeds."""
+    return max(of_rates, key=lambda rate: mean(of_rates[rate]))
 
 
 def spread(values: list[float]) -> str:
