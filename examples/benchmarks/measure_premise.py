@@ -9,6 +9,7 @@ gradient. Writes results.json, with the command, the commit, the versions and th
 
 import argparse
 import json
+import multiprocessing
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -65,12 +66,14 @@ def best_order(shares: dict[float, float]) -> float:
     return max(shares, key=lambda p: shares[p])
 
 
-def run(task: str, name: str, seed: int, moments: int, probes: int) -> list[dict[str, Any]]:
+def run(wanted: dict[str, Any]) -> dict[str, Any]:
+    """Train one task with one optimizer and seed, and measure at `moments` of the training."""
+    task, name, seed, moments, probes = (wanted[key] for key in ("task", "optimizer", "seed", "moments", "probes"))
     points: list[dict[str, Any]] = []
 
     def watch(step: int, steps: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        wanted = {round(index * (steps - 1) / (moments - 1)) for index in range(moments)}
-        if step in wanted:
+        at = {round(index * (steps - 1) / (moments - 1)) for index in range(moments)}
+        if step in at:
             point = {"progress": round(step / (steps - 1), 4), **measure(task, model, probes)}
             if "p" in optimizer.param_groups[0]:
                 point["p"] = float(f"{optimizer.param_groups[0]['p']:.4g}")
@@ -78,7 +81,7 @@ def run(task: str, name: str, seed: int, moments: int, probes: int) -> list[dict
 
     result = train({"task": task, "seed": seed, **RUNS[name]}, watch=watch)
     points[-1]["accuracy"] = result["accuracy"]
-    return points
+    return {"task": task, "seed": seed, **RUNS[name], "points": points}
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -144,6 +147,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--moments", type=int, default=9, help="per training")
     parser.add_argument("--probes", type=int, default=16, help="random vectors per moment, for the Hessian's diagonal")
+    parser.add_argument("--workers", type=int, help="processes of one thread; default: one per core")
     parser.add_argument("--cifar10", default="uoft-cs/cifar10", help="CIFAR-10: on the Hub, or a folder of its files")
     args = parser.parse_args()
     unknown = [task for task in args.tasks if task not in TASKS or TASKS[task].by_trainer]
@@ -151,20 +155,19 @@ def main() -> None:
         parser.error(f"unknown task {unknown[0]!r}; the tasks are {', '.join(TASKS)}")
     make_folder(parser, "--output_dir", args.output_dir)
     use_cifar10(args.cifar10)
+    torch.set_num_threads(1)
     facts = provenance(Path(__file__).name, ("numpy", "scikit-learn", "datasets"))
-    if Path(args.cifar10).is_dir():  # a folder of this machine tells nobody else anything
-        facts["command"] = facts["command"].replace(args.cifar10, "CIFAR10")
-    runs = [(task, name, seed) for task in args.tasks for name in RUNS for seed in args.seeds]
-    results = [
-        {
-            "task": task,
-            "optimizer": name,
-            "seed": seed,
-            **RUNS[name],
-            "points": run(task, name, seed, args.moments, args.probes),
-        }
-        for task, name, seed in tqdm(runs, unit="run")
+    runs = [
+        {"task": task, "optimizer": name, "seed": seed, "moments": args.moments, "probes": args.probes}
+        for task in args.tasks
+        for name in RUNS
+        for seed in args.seeds
     ]
+    for task in args.tasks:  # before the workers are forked, which then share it
+        TASKS[task].data()
+        TASKS[task].model()
+    with multiprocessing.get_context("fork").Pool(args.workers, torch.set_num_threads, (1,)) as pool:
+        results = list(tqdm(pool.imap(run, runs), total=len(runs), unit="run"))
     settings = {"orders": ORDERS, "batch": BATCHES * BATCH_SIZE, "probes": args.probes}
     lines = json.dumps({**facts, **settings}, indent=2)[:-2] + ',\n  "results": [\n    '
     lines += ",\n    ".join(json.dumps(result) for result in results) + "\n  ]\n}\n"

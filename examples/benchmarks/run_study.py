@@ -129,9 +129,6 @@ def _run_all(
     method = "fork" if args.device == "cpu" else "spawn"  # a process that has used a GPU cannot be forked
     packages = ("numpy", "lion-pytorch", "scikit-learn", "datasets", "transformers", "accelerate")
     facts = provenance(Path(__file__).name, packages, torch.device(args.device))
-    for place, word in ((args.cifar10, "CIFAR10"), (args.output_dir, "FOLDER")):
-        if place is not None and Path(place).is_absolute():  # a folder of this machine tells nobody else anything
-            facts["command"] = facts["command"].replace(str(place), word)
     with (
         open(path, "a", encoding="utf-8") as file,
         multiprocessing.get_context(method).Pool(args.workers, _prepare_worker, (args.cifar10,)) as pool,
