@@ -7,10 +7,11 @@ is installed. `hf_lpsgd.optim` and `hf_lpsgd.schedules` need torch alone.
 from importlib.util import find_spec as _find_spec
 
 from .optim import LPSGD, LPSGDM
+from .optim.layerwise import step_in_backward
 from .schedules import PScheduleTie, tie_p_schedule
 from .version import __version__
 
-__all__ = ["LPSGD", "LPSGDM", "PScheduleTie", "__version__", "tie_p_schedule"]
+__all__ = ["LPSGD", "LPSGDM", "PScheduleTie", "__version__", "step_in_backward", "tie_p_schedule"]
 
 try:
     _has_transformers = _find_spec("transformers") is not None

@@ -33,7 +33,7 @@ def _version_of(package: str) -> str:
 
 
 def _trainer() -> str:
-    names = " and ".join(OPTIMIZERS)
+    names = ", ".join(OPTIMIZERS)
     try:
         from .trainer import register
 
@@ -45,6 +45,8 @@ def _trainer() -> str:
 
 def _options() -> Iterator[tuple[str, str]]:
     for record in OPTIMIZERS.values():
+        if record.ordinary is not None:
+            continue
         yield f"{record.name} defaults", ", ".join(f"{name}={value}" for name, value in record.defaults.items())
         with_trainer = ", ".join(f"{name}={value}" for name, value in record.trainer_defaults.items())
         yield f"{record.name} with --optim", with_trainer or "the same"

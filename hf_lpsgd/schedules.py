@@ -164,6 +164,7 @@ class PScheduleTie:
 
     def __post_init__(self) -> None:
         self._handle = self.optimizer.register_step_pre_hook(self._before_step)
+        self.optimizer._before_update = self._before_step
 
     def get_p(self) -> list[float]:
         """The p that belongs to the present state of the LR scheduler, one value per param group."""
@@ -173,6 +174,7 @@ class PScheduleTie:
     def remove(self) -> None:
         """Cut the tie; p stays as it is."""
         self._handle.remove()
+        self.optimizer._before_update = None
         if getattr(self.optimizer, _TIE, None) is self:
             delattr(self.optimizer, _TIE)
 

@@ -20,7 +20,7 @@ def test_the_command_tells_versions_registration_and_implementations():
     shown = rows(done.stdout)
     for package in ("torch", "transformers", "accelerate"):
         assert shown[package] == version(package)
-    assert shown["Trainer"] == "knows --optim lpsgd and lpsgdm"
+    assert shown["Trainer"] == "knows --optim lpsgd, lpsgdm, lpsgd_layerwise, lpsgdm_layerwise"
     assert shown["cpu"].split()[0] == ("fused" if cpu.instructions() else "one")
     assert "cuda" in done.stdout
     assert all(len(line) < 300 for line in done.stdout.splitlines())
@@ -41,5 +41,5 @@ def test_a_trainer_that_cannot_be_extended_is_told_in_one_line(lacking, monkeypa
     else:
         monkeypatch.setitem(sys.modules, "transformers.trainer_optimizer", None)
     assert rows(environment.describe_environment())["Trainer"].startswith(
-        "does not know lpsgd and lpsgdm: hf_lpsgd needs transformers>=5.2,<6"
+        "does not know lpsgd, lpsgdm, lpsgd_layerwise, lpsgdm_layerwise: hf_lpsgd needs transformers>=5.2,<6"
     )

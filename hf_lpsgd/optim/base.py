@@ -4,38 +4,47 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, overload
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, overload
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from . import functional, grad_rms
+from . import functional, grad_rms, loaded_state, stochastic
 from .functional import check_fused
 from .kernels.tensors import PLAIN_TENSOR_TYPES, SumOfSquares
 from .options import (
-    EPS,
-    FOREACH,
-    FUSED,
     GRAD_RMS,
     LR,
     LR_FACTOR,
-    MOMENTUM,
+    MOMENTUM_DTYPE,
     P_MAX,
+    ROUNDING,
+    ROUNDING_SEED,
     SATURATION,
-    Number,
-    NumberOrWord,
+    Option,
     P,
-    Switch,
+    is_plainly_allowed,
 )
 
-# A param group, its parameters that have gradients, and the gradients.
-Call = tuple[dict[str, Any], list[Tensor], list[Tensor]]
+# Options that the optimizer itself follows, and does not hand to the step as they are.
+_OF_OPTIMIZER = (P_MAX, GRAD_RMS, SATURATION, LR_FACTOR, MOMENTUM_DTYPE, ROUNDING, ROUNDING_SEED)
 
-# How far below the least value rounding may leave an option that a schedule lowers; harmless except in eps.
-_ROUNDING = 1e-9
+
+class Call(NamedTuple):
+    """Parameters of one group that have gradients, the gradients, and the places of the parameters in the group."""
+
+    group: dict[str, Any]
+    params: list[Tensor]
+    grads: list[Tensor]
+    indices: list[int]
+
+
+class _InBackward(Protocol):
+    def finish(self) -> None:
+        """End the update of which the parts were made in the backward pass."""
 
 
 class LpOptimizer(Optimizer):
@@ -44,10 +53,23 @@ class LpOptimizer(Optimizer):
     A subclass lists the options of its param groups in `options`, `LR` first, and implements `_update_group`.
     """
 
-    options: ClassVar[tuple[Number | NumberOrWord | Switch, ...]] = ()
+    options: ClassVar[tuple[Option, ...]] = ()
 
     # Whether no element may move by more than lr_factor * lr where there is a reference size.
     _bounded: ClassVar[bool] = True
+
+    # What makes the step in the backward pass, if anything does; see layerwise.py.
+    _in_backward: _InBackward | None = None
+    _has_rounded = False
+
+    # What sets p before an update, where a step pre-hook would come too late: in the backward pass.
+    _before_update: Callable[[], None] | None = None
+
+    _of_step: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._of_step = tuple(option.name for option in (*cls.options, P) if option not in _OF_OPTIMIZER)
 
     def __init__(self, params: ParamsT, **defaults: Any) -> None:
         self._check(defaults, "")
@@ -108,34 +130,16 @@ class LpOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         # All checks come first, so that a refused state changes nothing.
         present = self.__dict__.get("param_groups", ())  # there are none while a pickle is read
-        numbers = [option for option in self.options if isinstance(option, Number)]
         for index, group in enumerate(state.get("param_groups", ())):
-            missing = [option.name for option in numbers if option.name not in group]
-            if missing:
-                raise ValueError(
-                    f"The state holds no {' and no '.join(missing)} and so is not one of {type(self).__name__}: "
-                    "load a checkpoint that the same optimizer wrote."
-                )
-            if present:
-                self._check_owner(group, present[index])
-            group.setdefault("p", group["p_max"])
-            group.setdefault("maximize", False)
-            if GRAD_RMS in self.options:
-                group.setdefault("grad_rms", None)  # which version 0.1.0 did not know
-                if SATURATION in self.options:
-                    group.setdefault("saturation", None)
-                if LR_FACTOR in self.options:  # which the first steps with a measured size did not know
-                    group.setdefault("lr_factor", 1.0 if grad_rms.MEASURED in group else None)
-                GRAD_RMS.check(group["grad_rms"], " in the loaded state")
-                if grad_rms.takes_part(group) and grad_rms.MEASURED not in group:
-                    grad_rms.join(group, ())
+            loaded_state.check_kind(type(self), group, present[index] if present else None)
+            loaded_state.add_what_older_versions_lack(group, self.options)
             for name in ("foreach", "fused"):
                 # The implementation is a matter of this machine, not of the one that wrote the checkpoint.
                 group[name] = present[index][name] if present else group.get(name)
-            for option in (*numbers, P):
-                if option is not LR and not _is_plainly_allowed(option, group[option.name]):  # LR schedulers set lr
+            for option in (*self.options, P):
+                if option is not LR and not is_plainly_allowed(option, group[option.name]):  # LR schedulers set lr
                     option.check(group[option.name], " in the loaded state")
-        replaced = self._replaced_options(present, state.get("param_groups", ()))
+        replaced = loaded_state.replaced_options(self.options, present, state.get("param_groups", ()))
         # Accelerate loads an optimizer's own state into it, which is no resume. A copy and a pickle are one.
         is_resume = not present or any(
             bool(before.get(name) != value)
@@ -157,31 +161,6 @@ class LpOptimizer(Optimizer):
                 "weights of the checkpoint.",
                 stacklevel=4,
             )
-
-    def _check_owner(self, group: dict[str, Any], present: dict[str, Any]) -> None:
-        """Fail where a loaded group has an option of another class that the present one has not."""
-        for other in _subclasses(LpOptimizer):
-            foreign = [option.name for option in other.options if option.name not in {o.name for o in self.options}]
-            held = [name for name in foreign if name in group and name not in present]
-            if held:
-                raise ValueError(
-                    f"The state holds {' and '.join(held)} and so is one of {other.__name__}, not of "
-                    f"{type(self).__name__}: load a checkpoint that the same optimizer wrote."
-                )
-
-    def _replaced_options(self, present: Sequence[dict[str, Any]], loaded: Sequence[dict[str, Any]]) -> list[str]:
-        """In words, each option whose value in a loaded group differs from the one in force so far."""
-        names = [option.name for option in self.options if option not in (LR, FOREACH, FUSED)]
-        words: dict[str, None] = {}
-        for before, after in zip(present, loaded, strict=False):
-            cycled = MOMENTUM.name if "max_momentum" in after else None  # by OneCycleLR or CyclicLR, at each step
-            for name in (*names, "initial_lr"):
-                if name == "grad_rms" and grad_rms.takes_part(before) and grad_rms.MEASURED in after:
-                    continue  # a number that was asked for as "auto"
-                if name != cycled and name in before and name in after and before[name] != after[name]:
-                    shown = "lr (initial_lr)" if name == "initial_lr" else name
-                    words[f"{shown} is {_shown(after[name])}, not {_shown(before[name])} as asked for"] = None
-        return list(words)
 
     def _notice_no_tie(self) -> None:
         loaded = self._take_loaded_p()  # a tie would have taken it
@@ -220,27 +199,55 @@ class LpOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with_size = (P_MAX, SATURATION, LR_FACTOR)
-        names = ["p", *(option.name for option in self.options if option not in with_size)]
-        calls = [self._with_gradients(group) for group in self.param_groups]
-        sizes: list[float | None] = []
-        measured = None
-        if any(group.get("grad_rms") is not None for group in self.param_groups):
-            sizes, measured = self._begin_measuring(calls)
-        for index, (group, params, grads) in enumerate(calls):
-            if params:
-                hyper = {name: group[name] for name in names}
-                if sizes:
-                    squares = measured if grad_rms.takes_part(group) else None
-                    size = sizes[index]
-                    if size is not None:
-                        size *= grad_rms.saturation_of(group)
-                        hyper.update(lr_factor=grad_rms.lr_factor_of(group))
-                    hyper.update(grad_rms=size, squares=squares, bounded=self._bounded)
-                self._update_group(params, grads, **hyper)
-        if measured is not None:
-            self._end_measuring(measured, calls)
+        if self._in_backward is not None:
+            self._in_backward.finish()
+        else:
+            self._update([self._with_gradients(group) for group in self.param_groups])
         return loss
+
+    def _update(self, calls: list[Call]) -> None:
+        stage = self._begin_measuring()
+        squares = SumOfSquares() if stage == "going on" else None
+        sizes = self._measure_ahead(calls) if stage == "first" else [self._size_before(call.group) for call in calls]
+        for call, size in zip(calls, sizes, strict=True):
+            if call.params:
+                self._update_call(call, size, squares)
+        self._end_update([call.group for call in calls if call.params])
+        if squares is not None:
+            self._end_measuring([squares], _device_of(calls))
+
+    def _update_call(
+        self, call: Call, size: float | None, squares: SumOfSquares | None, lr: float | Tensor | None = None
+    ) -> None:
+        """Update parameters of one group.
+
+        Args:
+            call: the parameters and gradients.
+            size: the reference size of the gradient, if there is one.
+            squares: gathers squares, if they are still measured.
+            lr: another learning rate than that of the group.
+        """
+        group, params, grads, indices = call
+        hyper = {name: group[name] for name in self._of_step}
+        if lr is not None:
+            hyper["lr"] = lr
+        if size is not None:
+            hyper["grad_rms"] = size * grad_rms.saturation_of(group)
+            hyper.update(lr_factor=grad_rms.lr_factor_of(group), bounded=self._bounded)
+        if squares is not None and grad_rms.takes_part(group):
+            hyper["squares"] = squares
+        if stochastic.takes_part(group):
+            hyper["rounding"] = stochastic.random_numbers(self.param_groups, group, indices)
+        self._update_group(params, grads, buffers=self._buffers(group, params), **hyper)
+
+    def _end_update(self, groups: Iterable[dict[str, Any]]) -> None:
+        """Count an update of these groups, where the random numbers of the next one depend on it."""
+        rounded = [group for group in groups if stochastic.takes_part(group)]
+        for group in rounded:
+            stochastic.count(group)
+        if rounded and not self._has_rounded:
+            self._has_rounded = True
+            stochastic.notice_no_effect(self.param_groups)
 
     def _every_group(self) -> list[dict[str, Any]]:
         """The param groups, also while DeepSpeed's ZeRO shows one of them at a time."""
@@ -251,8 +258,8 @@ class LpOptimizer(Optimizer):
             known = self._known_groups = self.param_groups
         return known
 
-    def _begin_measuring(self, calls: list[Call]) -> tuple[list[float | None], SumOfSquares | None]:
-        """The reference size for each of `calls`, and what is to gather squares, if they are still measured."""
+    def _begin_measuring(self) -> Literal["fixed", "first", "going on"]:
+        """Begin an update, and say whether it measures the reference size: not, as the first one, or further."""
         for group in self._measuring():
             if grad_rms.MEASURED not in group:  # "auto" was written into the group
                 grad_rms.join(group, self._every_group())
@@ -261,76 +268,84 @@ class LpOptimizer(Optimizer):
             first = next((group["params"][0] for group in self.param_groups if group["params"]), None)
             self._measurement.begin_call(measuring, first)
         if not any(map(grad_rms.takes_part, measuring)):
-            return [grad_rms.reference_size(group) for group, _, _ in calls], None
-        if grad_rms.size_before(measuring[0]) is None:
-            # Nothing is known yet, so each group is measured before its first step.
-            return self._measure_ahead(calls), None
-        sizes = [
-            grad_rms.size_before(group) if grad_rms.takes_part(group) else grad_rms.reference_size(group)
-            for group, _, _ in calls
-        ]
-        return sizes, SumOfSquares()
+            return "fixed"
+        return "first" if grad_rms.size_before(measuring[0]) is None else "going on"
+
+    def _size_before(self, group: dict[str, Any]) -> float | None:
+        return grad_rms.size_before(group) if grad_rms.takes_part(group) else grad_rms.reference_size(group)
 
     def _measure_ahead(self, calls: list[Call]) -> list[float | None]:
+        """The reference size of each of `calls`, where nothing is known yet: each group measures its own."""
         ahead = [SumOfSquares() for _ in calls]
-        for squares, (group, params, grads) in zip(ahead, calls, strict=True):
-            if grad_rms.takes_part(group):
-                triples = list(zip(params, grads, self._buffers(params), strict=True))
-                functional.measure_ahead(triples, group.get("momentum", 0.0), squares)
-        sums = grad_rms.add_up([(squares.total(), squares.count) for squares in ahead], _device_of(calls))
-        self._measurement.end_call(self._measuring(), sums)
+        for squares, call in zip(ahead, calls, strict=True):
+            if grad_rms.takes_part(call.group):
+                self._measure_call_ahead(call, squares)
+        sums = self._end_measuring(ahead, _device_of(calls))
         sizes: list[float | None] = []
-        for (group, _, _), (squares_of_all, count) in zip(calls, sums, strict=True):
+        for (group, *_), (squares_of_all, count) in zip(calls, sums, strict=True):
             own = grad_rms.root_mean_square(squares_of_all, count) if count else 0.0
             usable = own if own > grad_rms.SMALLEST and math.isfinite(own) else 1.0
             sizes.append(usable if grad_rms.takes_part(group) else grad_rms.reference_size(group))
         return sizes
 
-    def _end_measuring(self, measured: SumOfSquares, calls: list[Call]) -> None:
-        sums = grad_rms.add_up([(measured.total(), measured.count)], _device_of(calls))
+    def _measure_call_ahead(self, call: Call, squares: SumOfSquares) -> None:
+        group, params, grads, _ = call
+        functional.measure_ahead(params, grads, self._buffers(group, params), group.get("momentum", 0.0), squares)
+
+    def _end_measuring(
+        self, squares: Sequence[SumOfSquares], device: torch.device | None
+    ) -> list[tuple[float, float]]:
+        """Hand over what was gathered; the sums over all processes."""
+        sums = grad_rms.add_up([(part.total(), part.count) for part in squares], device)
         self._measurement.end_call(self._measuring(), sums)
+        return sums
 
     def _measuring(self) -> list[dict[str, Any]]:
         return [group for group in self._every_group() if grad_rms.takes_part(group)]
 
-    def _buffers(self, params: list[Tensor]) -> Sequence[Tensor | None]:
+    def _buffers(self, group: dict[str, Any], params: list[Tensor]) -> Sequence[Tensor | None]:
         """The momentum buffers of `params`, made where there are none yet."""
         return [None] * len(params)
 
     def _with_gradients(self, group: dict[str, Any]) -> Call:
-        params, grads = [], []
+        call = Call(group, [], [], [])
         if not torch.compiler.is_compiling():
             self._check_options_in_force(group)
         for index, param in enumerate(group["params"]):
             grad = param.grad
             if grad is None:
                 continue
-            if grad.is_sparse:
-                raise ValueError(
-                    f"{type(self).__name__} does not support sparse gradients, and {_describe(group, index)} has one: "
-                    "build its module with sparse=False, or give that parameter to torch.optim.SparseAdam."
-                )
-            if type(param) not in PLAIN_TENSOR_TYPES and hasattr(param, "to_local") and not hasattr(grad, "to_local"):
-                raise ValueError(
-                    f"{_describe(group, index)} is a DTensor and its gradient a plain tensor: make the gradient one "
-                    "with torch.distributed.tensor.distribute_tensor."
-                )
-            if group["fused"]:
-                check_fused(param.device, at_step=True)
-            params.append(param)
-            grads.append(grad)
-        return group, params, grads
+            self._check_gradient(group, index, grad)
+            call.params.append(param)
+            call.grads.append(grad)
+            call.indices.append(index)
+        return call
+
+    def _check_gradient(self, group: dict[str, Any], index: int, grad: Tensor) -> None:
+        param = group["params"][index]
+        if grad.is_sparse:
+            raise ValueError(
+                f"{type(self).__name__} does not support sparse gradients, and {_describe(group, index)} has one: "
+                "build its module with sparse=False, or give that parameter to torch.optim.SparseAdam."
+            )
+        if type(param) not in PLAIN_TENSOR_TYPES and hasattr(param, "to_local") and not hasattr(grad, "to_local"):
+            raise ValueError(
+                f"{_describe(group, index)} is a DTensor and its gradient a plain tensor: make the gradient one "
+                "with torch.distributed.tensor.distribute_tensor."
+            )
+        if group["fused"]:
+            check_fused(param.device, at_step=True)
 
     def _check_options_in_force(self, group: dict[str, Any]) -> None:
         """Check what anyone may have written into a group since it was added."""
         # Most options are at each step what they were at the step before; lr and p are what schedules change.
         settled = tuple([group[option.name] for option in self.options if option is not LR])
-        options: tuple[Number | NumberOrWord | Switch, ...] = (*self.options, P)
+        options: tuple[Option, ...] = (*self.options, P)
         if self._settled.get(id(group)) == settled:
             options = (LR, P)
         for option in options:
             value = group[option.name]
-            if isinstance(option, Number) and _is_plainly_allowed(option, value):
+            if is_plainly_allowed(option, value):
                 continue
             if isinstance(value, Tensor):
                 if value.numel() == 1:  # reading it would wait for its device
@@ -342,18 +357,15 @@ class LpOptimizer(Optimizer):
             _check_implementation(group, " in a param group")
             self._settled[id(group)] = settled
 
-    def _update_group(self, params: list[Tensor], grads: list[Tensor], **hyper: Any) -> None:
-        """Make the step of one param group, given `p` and all of `options` except `p_max`."""
+    def _update_group(
+        self, params: list[Tensor], grads: list[Tensor], *, buffers: Sequence[Tensor | None], **hyper: Any
+    ) -> None:
+        """Make the step of parameters of one group, given `p` and those of `options` that a step depends on."""
         raise NotImplementedError(f"{type(self).__name__} does not say how to update a param group")
 
 
-def _is_plainly_allowed(option: Number, value: Any) -> bool:
-    low = option.low if option is EPS else option.low - _ROUNDING
-    return type(value) is float and low <= value < (math.inf if option.below is None else option.below)
-
-
 def _device_of(calls: list[Call]) -> torch.device | None:
-    return next((param.device for _, params, _ in calls for param in params), None)
+    return next((param.device for call in calls for param in call.params), None)
 
 
 def _check_implementation(group: dict[str, Any], where: str) -> None:
@@ -362,16 +374,6 @@ def _check_implementation(group: dict[str, Any], where: str) -> None:
             f"Invalid fused{where}: True, with foreach=True. Only one of them can be True; leave both None, and "
             "the best implementation available will be used."
         )
-
-
-def _subclasses(cls: type[LpOptimizer]) -> Iterator[type[LpOptimizer]]:
-    for child in cls.__subclasses__():
-        yield child
-        yield from _subclasses(child)
-
-
-def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _describe(group: dict[str, Any], index: int) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from typing import Literal
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from .kernels import FUSED_KERNELS, torch_ops
+from .kernels.rounding import StochasticRounding
 from .kernels.tensors import (
     PLAIN_TENSOR_TYPES,
     ParamGradBuffer,
@@ -48,6 +50,7 @@ def lpsgd(
     lr_factor: float = 1.0,
     bounded: bool = True,
     squares: SumOfSquares | None = None,
+    rounding: StochasticRounding | None = None,
     maximize: bool = False,
     foreach: bool | None = None,
     fused: bool | None = None,
@@ -67,6 +70,7 @@ def lpsgd(
         bounded: with `grad_rms`, take r for the magnitude of a larger gradient, so that no element moves by more than
             `lr_factor * lr`.
         squares: gathers the sum of the squares of the gradients.
+        rounding: round what is stored in bfloat16 or float16 by these random numbers; None rounds to nearest.
         maximize: ascend instead of descend.
         foreach: use the foreach implementation, or not; see `fused`.
         fused: use the fused implementation, or not. Where both are None, the best available one is used: fused on
@@ -78,8 +82,8 @@ def lpsgd(
         ValueError: `fused` is True and there is no fused implementation for a parameter's device, or `lr_factor` is
             not 1 and there is no `grad_rms`; nothing was changed.
     """
-    hyper = _hyperparameters(lr, 0.0, p, eps, weight_decay, maximize, grad_rms, lr_factor, bounded, squares)
-    _update(list(zip(params, grads, [None] * len(params), strict=True)), hyper, foreach, fused)
+    hyper = _hyperparameters(lr, 0.0, p, eps, weight_decay, maximize, grad_rms, lr_factor, bounded, squares, rounding)
+    _update(_triples(params, grads, [None] * len(params), rounding), hyper, foreach, fused)
 
 
 @torch.no_grad()
@@ -97,6 +101,7 @@ def lpsgdm(
     lr_factor: float = 1.0,
     bounded: bool = True,
     squares: SumOfSquares | None = None,
+    rounding: StochasticRounding | None = None,
     maximize: bool = False,
     foreach: bool | None = None,
     fused: bool | None = None,
@@ -112,8 +117,20 @@ def lpsgdm(
             dtype, changed in place.
         momentum: decay of the moving average, in [0, 1).
     """
-    hyper = _hyperparameters(lr, momentum, p, eps, weight_decay, maximize, grad_rms, lr_factor, bounded, squares)
-    _update(list(zip(params, grads, momentum_buffers, strict=True)), hyper, foreach, fused)
+    hyper = _hyperparameters(
+        lr, momentum, p, eps, weight_decay, maximize, grad_rms, lr_factor, bounded, squares, rounding
+    )
+    _update(_triples(params, grads, momentum_buffers, rounding), hyper, foreach, fused)
+
+
+def _triples(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    buffers: Sequence[Tensor | None],
+    rounding: StochasticRounding | None = None,
+) -> list[ParamGradBuffer]:
+    numbers = range(len(params)) if rounding is None or rounding.numbers is None else rounding.numbers
+    return [ParamGradBuffer(*pieces) for pieces in zip(params, grads, buffers, numbers, strict=True)]
 
 
 def _hyperparameters(
@@ -127,6 +144,7 @@ def _hyperparameters(
     lr_factor: float,
     bounded: bool,
     squares: SumOfSquares | None,
+    rounding: StochasticRounding | None,
 ) -> StepHyperparameters:
     rho = rescaling_exponent(p)
     if grad_rms is None and lr_factor != 1:
@@ -134,13 +152,20 @@ def _hyperparameters(
     # g/r / (|g|/r)^rho is g / |g|^rho times this.
     lr_scale = 1.0 if grad_rms is None else lr_factor * grad_rms ** (rho - 1.0)
     bound = math.inf if grad_rms is None or not bounded else grad_rms
-    return StepHyperparameters(lr, momentum, rho, eps, weight_decay, maximize, lr_scale, bound, squares)
+    key = None if rounding is None else rounding.key
+    return StepHyperparameters(lr, momentum, rho, eps, weight_decay, maximize, lr_scale, bound, squares, key)
 
 
 @torch.no_grad()
-def measure_ahead(triples: list[ParamGradBuffer], momentum: float, squares: SumOfSquares) -> None:
-    """Gather the squares that a step of `triples` would gather, without making it."""
-    torch_ops.measure_ahead([local(triple) for triple in triples], momentum, squares)
+def measure_ahead(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    buffers: Sequence[Tensor | None],
+    momentum: float,
+    squares: SumOfSquares,
+) -> None:
+    """Gather the squares that a step would gather, without making it."""
+    torch_ops.measure_ahead([local(triple) for triple in _triples(params, grads, buffers)], momentum, squares)
 
 
 def why_not_fused(device: torch.device) -> str | None:
@@ -186,7 +211,7 @@ def _update(
 ) -> None:
     by_kind: dict[tuple[torch.device, tuple[torch.dtype | None, ...]], list[ParamGradBuffer]] = {}
     for triple in triples:
-        param, grad, buffer = triple
+        param, grad, buffer, _ = triple
         kind = (param.device, (param.dtype, grad.dtype, None if buffer is None else buffer.dtype))
         by_kind.setdefault(kind, []).append(triple)
     if fused:
@@ -219,7 +244,7 @@ def _update_by_kernel(
         return others
     if not kernel.step(fitting, hyper):
         return triples
-    for param, _, buffer in fitting:
+    for param, _, buffer, _ in fitting:
         increment_version(param)
         if buffer is not None:
             increment_version(buffer)
@@ -231,7 +256,7 @@ def _fits_kernel(triple: ParamGradBuffer) -> bool:
     param = triple[0]
     device, shape = param.device, param.shape
     try:
-        for tensor in triple:
+        for tensor in triple[:3]:
             if tensor is None:
                 continue
             if type(tensor) not in PLAIN_TENSOR_TYPES or tensor.device != device or tensor.shape != shape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from torch import Tensor
@@ -9,7 +10,20 @@ from torch.optim.optimizer import ParamsT
 
 from . import functional
 from .base import LpOptimizer
-from .options import EPS, FOREACH, FUSED, GRAD_RMS, LR, LR_FACTOR, MAXIMIZE, P_MAX, SATURATION, WEIGHT_DECAY
+from .options import (
+    EPS,
+    FOREACH,
+    FUSED,
+    GRAD_RMS,
+    LR,
+    LR_FACTOR,
+    MAXIMIZE,
+    P_MAX,
+    ROUNDING,
+    ROUNDING_SEED,
+    SATURATION,
+    WEIGHT_DECAY,
+)
 
 
 class LPSGD(LpOptimizer):
@@ -37,6 +51,10 @@ class LPSGD(LpOptimizer):
         saturation: with `grad_rms`, r is `saturation * grad_rms`. None is 0.1 with `"auto"`, and 1 with a number.
         lr_factor: with `grad_rms`, the update is multiplied by it, and weight decay is not. None is 0.5 with
             `"auto"`, so that the learning rates of AdamW serve, and 1 with a number.
+        rounding: how a parameter in bfloat16 or float16 is rounded: "nearest", or "stochastic", up or down
+            at random so that the mean is exact. With it, changes far below the precision of the parameter are not
+            lost. It has no effect on float32 and float64.
+        rounding_seed: seed of the random numbers of "stochastic"; the same on all processes.
         maximize: ascend the objective.
         foreach: use the foreach implementation, or not.
         fused: use the fused implementation, or not: a Triton kernel on CUDA, compiled C++ on a CPU. Where `foreach`
@@ -48,7 +66,20 @@ class LPSGD(LpOptimizer):
             `fused` is True and there is no fused implementation for a parameter's device.
     """
 
-    options = (LR, P_MAX, EPS, WEIGHT_DECAY, GRAD_RMS, SATURATION, LR_FACTOR, MAXIMIZE, FOREACH, FUSED)
+    options = (
+        LR,
+        P_MAX,
+        EPS,
+        WEIGHT_DECAY,
+        GRAD_RMS,
+        SATURATION,
+        LR_FACTOR,
+        ROUNDING,
+        ROUNDING_SEED,
+        MAXIMIZE,
+        FOREACH,
+        FUSED,
+    )
 
     def __init__(
         self,
@@ -61,13 +92,19 @@ class LPSGD(LpOptimizer):
         grad_rms: float | Literal["auto"] | None = None,
         saturation: float | None = None,
         lr_factor: float | None = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        rounding_seed: int = 0,
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
     ) -> None:
         numbers = {"lr": lr, "p_max": p_max, "eps": eps, "weight_decay": weight_decay}
         switches = {"maximize": maximize, "foreach": foreach, "fused": fused}
-        super().__init__(params, **numbers, grad_rms=grad_rms, saturation=saturation, lr_factor=lr_factor, **switches)
+        sizes = {"grad_rms": grad_rms, "saturation": saturation, "lr_factor": lr_factor}
+        precision = {"rounding": rounding, "rounding_seed": rounding_seed}
+        super().__init__(params, **numbers, **sizes, **precision, **switches)
 
-    def _update_group(self, params: list[Tensor], grads: list[Tensor], **hyper: Any) -> None:
+    def _update_group(
+        self, params: list[Tensor], grads: list[Tensor], *, buffers: Sequence[Tensor | None], **hyper: Any
+    ) -> None:
         functional.lpsgd(params, grads, **hyper)

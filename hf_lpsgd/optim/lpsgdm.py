@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import itertools
+from collections.abc import Sequence
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -10,7 +12,22 @@ from torch.optim.optimizer import ParamsT
 
 from . import functional
 from .base import LpOptimizer
-from .options import EPS, FOREACH, FUSED, GRAD_RMS, LR, LR_FACTOR, MAXIMIZE, MOMENTUM, P_MAX, SATURATION, WEIGHT_DECAY
+from .options import (
+    EPS,
+    FOREACH,
+    FUSED,
+    GRAD_RMS,
+    LR,
+    LR_FACTOR,
+    MAXIMIZE,
+    MOMENTUM,
+    MOMENTUM_DTYPE,
+    P_MAX,
+    ROUNDING,
+    ROUNDING_SEED,
+    SATURATION,
+    WEIGHT_DECAY,
+)
 
 
 class LPSGDM(LpOptimizer):
@@ -24,7 +41,7 @@ class LPSGDM(LpOptimizer):
     With `p = 2` it is SGD on an exponential moving average of the gradient. With a large `p` the step is close to the
     sign of that average. Each step reads `p` from the param group. It starts at `p_max` and stays there until
     [`tie_p_schedule`][hf_lpsgd.tie_p_schedule] ties it to an LR scheduler. The state is one tensor per parameter,
-    `momentum_buffer`, of the parameter's shape and dtype. It starts at zero, and there is no bias correction.
+    `momentum_buffer`, of the parameter's shape. It starts at zero, and there is no bias correction.
 
     Args:
         params: parameters, named parameters or dicts that define param groups, with their own options.
@@ -41,6 +58,12 @@ class LPSGDM(LpOptimizer):
         saturation: with `grad_rms`, r is `saturation * grad_rms`. None is 0.1 with `"auto"`, and 1 with a number.
         lr_factor: with `grad_rms`, the update is multiplied by it, and weight decay is not. None is 0.5 with
             `"auto"`, so that the learning rates of AdamW serve, and 1 with a number.
+        momentum_dtype: dtype in which the momentum is kept, "bfloat16" or "float32", or None for that of the
+            parameter. The arithmetic is in float32, and the momentum is rounded when it is stored.
+        rounding: how parameters and momentum in bfloat16 or float16 are rounded: "nearest", or "stochastic", up or
+            down at random so that the mean is exact. With it, changes far below the precision of a parameter are not
+            lost. It has no effect on float32 and float64.
+        rounding_seed: seed of the random numbers of "stochastic"; the same on all processes.
         maximize: ascend the objective.
         foreach: use the foreach implementation, or not.
         fused: use the fused implementation, or not: a Triton kernel on CUDA, compiled C++ on a CPU. Where `foreach`
@@ -52,7 +75,22 @@ class LPSGDM(LpOptimizer):
             `fused` is True and there is no fused implementation for a parameter's device.
     """
 
-    options = (LR, P_MAX, MOMENTUM, EPS, WEIGHT_DECAY, GRAD_RMS, SATURATION, LR_FACTOR, MAXIMIZE, FOREACH, FUSED)
+    options = (
+        LR,
+        P_MAX,
+        MOMENTUM,
+        EPS,
+        WEIGHT_DECAY,
+        GRAD_RMS,
+        SATURATION,
+        LR_FACTOR,
+        MOMENTUM_DTYPE,
+        ROUNDING,
+        ROUNDING_SEED,
+        MAXIMIZE,
+        FOREACH,
+        FUSED,
+    )
 
     def __init__(
         self,
@@ -66,22 +104,54 @@ class LPSGDM(LpOptimizer):
         grad_rms: float | Literal["auto"] | None = None,
         saturation: float | None = None,
         lr_factor: float | None = None,
+        momentum_dtype: torch.dtype | Literal["bfloat16", "float32"] | None = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        rounding_seed: int = 0,
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
     ) -> None:
         numbers = {"lr": lr, "momentum": momentum, "p_max": p_max, "eps": eps, "weight_decay": weight_decay}
         switches = {"maximize": maximize, "foreach": foreach, "fused": fused}
-        super().__init__(params, **numbers, grad_rms=grad_rms, saturation=saturation, lr_factor=lr_factor, **switches)
+        sizes = {"grad_rms": grad_rms, "saturation": saturation, "lr_factor": lr_factor}
+        precision = {"momentum_dtype": momentum_dtype, "rounding": rounding, "rounding_seed": rounding_seed}
+        super().__init__(params, **numbers, **sizes, **precision, **switches)
 
-    def _buffers(self, params: list[Tensor]) -> list[Tensor]:
+    def _buffers(self, group: dict[str, Any], params: list[Tensor]) -> list[Tensor]:
         buffers = []
         for param in params:
             state = self.state[param]
+            dtype = buffer_dtype(group, param)
             if "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+                state["momentum_buffer"] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+            elif state["momentum_buffer"].dtype != dtype:  # the option was changed
+                state["momentum_buffer"] = state["momentum_buffer"].to(dtype)
             buffers.append(state["momentum_buffer"])
         return buffers
 
-    def _update_group(self, params: list[Tensor], grads: list[Tensor], **hyper: Any) -> None:
-        functional.lpsgdm(params, grads, self._buffers(params), **hyper)
+    def _update_group(
+        self, params: list[Tensor], grads: list[Tensor], *, buffers: Sequence[Tensor | None], **hyper: Any
+    ) -> None:
+        functional.lpsgdm(params, grads, cast("list[Tensor]", buffers), **hyper)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state that `state_dict` gave; the momentum keeps the dtype that `momentum_dtype` says.
+
+        Raises:
+            ValueError: the state is that of another optimizer or of other param groups; nothing was loaded.
+        """
+        super().load_state_dict(state_dict)
+        # torch has cast every buffer to its parameter's dtype, which rounds a float32 buffer of a bfloat16 parameter.
+        saved = itertools.chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        present = [(group, param) for group in self.param_groups for param in group["params"]]
+        for identity, (group, param) in zip(saved, present, strict=True):
+            buffer = state_dict["state"].get(identity, {}).get("momentum_buffer")
+            dtype = buffer_dtype(group, param)
+            if buffer is not None and dtype != param.dtype:
+                self.state[param]["momentum_buffer"] = buffer.to(device=param.device, dtype=dtype)
+
+
+def buffer_dtype(group: dict[str, Any], param: Tensor) -> torch.dtype:
+    """The dtype of a parameter's momentum buffer."""
+    name = group["momentum_dtype"]
+    return param.dtype if name is None else {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]

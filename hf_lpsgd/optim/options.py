@@ -15,6 +15,9 @@ from typing import Any
 
 import torch
 
+# How far below the least value rounding may leave an option that a schedule lowers; harmless except in eps.
+_ROUNDING = 1e-9
+
 
 @dataclass(frozen=True)
 class Number:
@@ -112,30 +115,60 @@ class NumberOrWord:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """An option that takes one of `names`, which each check looks up anew, so that a table may grow."""
+class Count:
+    """An option that takes a whole number of at least 0; a key of `optim_args`."""
 
     name: str
     meaning: str
-    names: Collection[str]
 
     @property
     def allowed(self) -> str:
-        return f"one of {', '.join(self.names)}"
+        return "a whole number of at least 0"
 
     @property
     def form(self) -> str:
         """How to write it in `optim_args`."""
-        return f"{self.name}=NAME with {self.allowed}"
+        return f"{self.name}=NUMBER with {self.allowed}"
 
-    def check(self, value: Any, where: str = "") -> str:
+    def check(self, value: Any, where: str = "") -> int:
         """Return `value`, if it is allowed."""
-        if isinstance(value, str) and value in self.names:
+        if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 0:
+            return int(value)
+        raise invalid(self.name + where, value, self.allowed)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An option that takes one of `names`, which each check looks up anew, so that a table may grow.
+
+    Attributes:
+        optional: whether it takes None too.
+    """
+
+    name: str
+    meaning: str
+    names: Collection[str]
+    optional: bool = False
+
+    @property
+    def allowed(self) -> str:
+        return f"one of {', '.join(self.names)}{' and None' if self.optional else ''}"
+
+    @property
+    def form(self) -> str:
+        """How to write it in `optim_args`."""
+        return f"{self.name}=NAME with one of {', '.join((*self.names, *(['none'] if self.optional else [])))}"
+
+    def check(self, value: Any, where: str = "") -> str | None:
+        """Return `value`, if it is allowed; of a torch.dtype, its name."""
+        if isinstance(value, torch.dtype):
+            value = str(value).removeprefix("torch.")
+        if (isinstance(value, str) and value in self.names) or (self.optional and value is None):
             return value
         raise invalid(self.name + where, value, self.allowed)
 
 
-Option = Number | NumberOrWord | Switch | Choice
+Option = Number | NumberOrWord | Switch | Choice | Count
 
 LR = Number("lr", "learning rate", trainer_flag="--learning_rate")
 P_MAX = Number("p_max", "largest order p of the norm", low=2.0, note="2 is SGD, 1e6 is sign descent in effect")
@@ -154,9 +187,24 @@ SATURATION = NumberOrWord(
 LR_FACTOR = NumberOrWord(
     "lr_factor", "with grad_rms, an element moves by at most lr_factor * lr; None is 0.5 with auto, else 1", low=1e-6
 )
+MOMENTUM_DTYPE = Choice(
+    "momentum_dtype", "dtype of the momentum; None is that of the parameter", ("bfloat16", "float32"), optional=True
+)
+ROUNDING = Choice(
+    "rounding", "how parameters and momentum in bfloat16 or float16 are rounded", ("nearest", "stochastic")
+)
+ROUNDING_SEED = Count("rounding_seed", "seed of the random numbers of rounding=stochastic; the same on all processes")
 MAXIMIZE = Switch("maximize", "ascend the objective instead of descending", optional=False, for_trainer=False)
 FOREACH = Switch("foreach", "True or False to use the foreach implementation or not, None for the best available")
 FUSED = Switch("fused", "the same for the fused implementation: Triton on CUDA, compiled C++ on a CPU")
+
+
+def is_plainly_allowed(option: Option, value: Any) -> bool:
+    """Whether a number is a float in the option's range, by a test that costs little; others are for `check`."""
+    if not isinstance(option, Number) or type(value) is not float:
+        return False
+    low = option.low if option is EPS else option.low - _ROUNDING
+    return low <= value < (math.inf if option.below is None else option.below)
 
 
 def check_count(name: str, value: Any, low: int, why: str, *, optional: bool = False) -> None:

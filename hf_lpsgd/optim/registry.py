@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .base import LpOptimizer
 from .lpsgd import LPSGD
 from .lpsgdm import LPSGDM
-from .options import Number, NumberOrWord, Switch
+from .options import Option
 
 
 @dataclass(frozen=True)
@@ -22,15 +22,18 @@ class OptimizerRecord:
         cls: the class. The defaults of its constructor are the paper's step.
         description: a line for tables.
         trainer_defaults: the options whose default is another one with `--optim`, and that default.
+        ordinary: of an optimizer that makes its step in the backward pass, the name of the one with the ordinary
+            step; None for the others.
     """
 
     name: str
     cls: type[LpOptimizer]
     description: str
     trainer_defaults: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    ordinary: str | None = None
 
     @property
-    def options(self) -> tuple[Number | NumberOrWord | Switch, ...]:
+    def options(self) -> tuple[Option, ...]:
         """The options of its param groups, with their ranges and meanings."""
         return self.cls.options
 
@@ -53,4 +56,12 @@ OPTIMIZERS: dict[str, OptimizerRecord] = {
         {**_AT_ADAMWS_RATE, "momentum": 0.6},
     ),
 }
+OPTIMIZERS.update(
+    {
+        f"{name}_layerwise": replace(
+            record, name=f"{name}_layerwise", description=f"{name}, its step made in the backward pass", ordinary=name
+        )
+        for name, record in OPTIMIZERS.items()
+    }
+)
 """One record per optimizer, by the name that `--optim` takes."""

@@ -16,6 +16,7 @@ from ..optim.grad_rms import reference_size
 from ..processes import check_processes, engine_left_out
 from ..schedules import Granularity, PSchedule, PScheduleTie, current_tie, tie_p_schedule, unwrap_optimizer
 from .deepspeed import fit_deepspeed_config
+from .layerwise import attach, check_layerwise, detach
 from .optim_args import OptimArgs, name_of, validate_optim_args
 
 logger = logging.getLogger(__name__)
@@ -111,6 +112,22 @@ class LpScheduleCallback(TrainerCallback):
             )
         if tie is not None:
             _compare_with_checkpoint(tie, base, state)
+        if _is_layerwise(args):
+            attach(base)
+        elif base._in_backward is not None:
+            check_layerwise(args, "An optimizer given to step_in_backward", "leave out step_in_backward")
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        base = unwrap_optimizer(optimizer)
+        if isinstance(base, LpOptimizer) and _is_layerwise(args):
+            detach(base)
 
     def on_log(
         self,
@@ -130,6 +147,11 @@ class LpScheduleCallback(TrainerCallback):
         if size is not None:
             more["grad_rms"] = size
         add_to_logs(logs, state, more)
+
+
+def _is_layerwise(args: TrainingArguments) -> bool:
+    record = OPTIMIZERS.get(name_of(args.optim))
+    return record is not None and record.ordinary is not None
 
 
 def add_to_logs(logs: dict[str, float], state: TrainerState, more: dict[str, float]) -> None:

@@ -15,9 +15,10 @@ from torch.optim import Optimizer
 
 from ..optim import OPTIMIZERS, OptimizerRecord
 from ..optim.functional import check_fused
-from ..optim.options import LR, WEIGHT_DECAY, Number, NumberOrWord, Option, Switch, invalid
+from ..optim.options import LR, WEIGHT_DECAY, Choice, Count, Number, NumberOrWord, Option, Switch, invalid
 from ..processes import check_processes
 from ..schedules import P_GRANULARITY, P_SCHEDULE, Granularity, PSchedule, check_schedule
+from .layerwise import check_layerwise
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -112,6 +113,9 @@ def validate_optim_args(args: TrainingArguments) -> OptimArgs | None:
     shown = _COUNT_EVALUATIONS.get(lr_scheduler, lr_scheduler)
     check_schedule(parsed.p_schedule, parsed.p_granularity, shown, lr_scheduler in _COUNT_EVALUATIONS)
     check_processes(args.world_size)
+    ordinary = OPTIMIZERS[optim].ordinary
+    if ordinary is not None:
+        check_layerwise(args, f"--optim {optim}", f"use --optim {ordinary}")
     return parsed
 
 
@@ -154,20 +158,21 @@ def _parse(record: OptimizerRecord, text: str) -> OptimArgs:
 
 
 def _keys(record: OptimizerRecord) -> dict[str, Option]:
-    numbers = [
-        option
-        for option in record.options
-        if isinstance(option, NumberOrWord) or (isinstance(option, Number) and option.trainer_flag is None)
-    ]
-    switches = [option for option in record.options if isinstance(option, Switch) and option.for_trainer]
-    options: list[Option] = [*numbers, P_SCHEDULE, P_GRANULARITY, *switches]
+    given = [option for option in record.options if getattr(option, "trainer_flag", None) is None]
+    switches = [option for option in given if isinstance(option, Switch) and option.for_trainer]
+    others = [option for option in given if not isinstance(option, Switch)]
+    options: list[Option] = [*others, P_SCHEDULE, P_GRANULARITY, *switches]
     return {option.name: option for option in options}
 
 
 def _read(option: Option, text: str) -> Any:
     value: Any = text
-    if isinstance(option, NumberOrWord) and text.lower() == "none":
+    may_be_none = isinstance(option, NumberOrWord) or (isinstance(option, Choice) and option.optional)
+    if may_be_none and text.lower() == "none":
         value = None
+    elif isinstance(option, Count):
+        with suppress(ValueError):  # the check tells
+            value = int(text)
     elif isinstance(option, Number | NumberOrWord):
         with suppress(ValueError):  # the check tells
             value = float(text)

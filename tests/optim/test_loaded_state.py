@@ -83,7 +83,7 @@ def test_a_group_with_a_key_of_the_other_class_can_be_copied_and_loaded_again():
 def test_a_state_of_the_other_class_is_refused_both_ways_and_nothing_is_loaded():
     lpsgd, lpsgdm = stepped(LPSGD, p_max=6), stepped(LPSGDM, p_max=3)
     for taker, giver, message in (
-        (lpsgd, lpsgdm, "The state holds momentum and so is one of LPSGDM, not of LPSGD"),
+        (lpsgd, lpsgdm, "The state holds momentum and momentum_dtype and so is one of LPSGDM, not of LPSGD"),
         (lpsgdm, lpsgd, "The state holds no momentum and so is not one of LPSGDM"),
     ):
         before = copy.deepcopy(taker.state_dict())

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_lpsgd.optim import OPTIMIZERS
-from hf_lpsgd.optim.options import LR, LR_FACTOR, P_MAX, SATURATION, Number, NumberOrWord
+from hf_lpsgd.optim.options import LR, LR_FACTOR, P_MAX, SATURATION, Choice, Count, Number, NumberOrWord
 
 RECORDS = pytest.mark.parametrize("record", OPTIMIZERS.values(), ids=OPTIMIZERS)
 OPTIONS = [(record, option) for record in OPTIMIZERS.values() for option in record.options]
@@ -33,6 +33,19 @@ def test_the_constructor_takes_the_range_that_the_record_tells_and_no_more(recor
         assert [make(value) for value in (*words, option.low, 2)] == [*words, option.low, 2.0]
         for value in (0, -1.0, option.low / 2, float("nan"), float("inf"), "atuo", True, torch.ones(2)):
             with pytest.raises(ValueError, match=f"Invalid {option.name}: .* It must be None.* or a finite num"):
+                make(value)
+        return
+    if isinstance(option, Choice):
+        allowed = [*option.names, *([None] if option.optional else [])]
+        assert [make(value) for value in allowed] == allowed
+        for value in ("Stochastic", "", 1, True, torch.float16, *([] if option.optional else [None])):
+            with pytest.raises(ValueError, match=f"Invalid {option.name}: .* It must be one of {option.names[0]}, "):
+                make(value)
+        return
+    if isinstance(option, Count):
+        assert [make(value) for value in (0, 7, 2**40)] == [0, 7, 2**40]
+        for value in (-1, 0.5, 1.0, "1", True, None):
+            with pytest.raises(ValueError, match=f"Invalid {option.name}: .* It must be a whole number of at least 0"):
                 make(value)
         return
     if not isinstance(option, Number):

@@ -18,17 +18,18 @@ def compile_kernel(load_kernel):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    def run(capability, param, grad, buffer, lr="fp32", measure=False):
+    def run(capability, param, grad, buffer, lr="fp32", measure=False, stochastic=False):
         constants = {
             "PARAM_DTYPE": getattr(tl, param),
             "GRAD_DTYPE": getattr(tl, grad),
             "BUFFER_DTYPE": buffer and getattr(tl, buffer),
             "LR_IS_TENSOR": lr.startswith("*"),
             "MEASURE": measure,
+            "STOCHASTIC": stochastic,
             "BLOCK": kernel.BLOCK,
         }
         signature = {"table": "*i64", "tensor_of_block": "*i32", "lr": lr, **dict.fromkeys(SCALARS, "fp32")}
-        signature["squares"] = "*fp32"
+        signature.update(squares="*fp32", key0="i32", key1="i32")
         signature.update(dict.fromkeys(constants, "constexpr"))
         aligned = {(index,): [["tt.divisibility", 16]] for index in range(2)}
         source = ASTSource(kernel.lp_step, signature, constants, aligned)
@@ -49,11 +50,12 @@ def compile_kernel(load_kernel):
         ("bfloat16", "bfloat16", "float32", 4, 3),
     ],
 )
+@pytest.mark.parametrize("stochastic", [False, True])
 @pytest.mark.parametrize("capability", [75, 80, 90])
 def test_whole_blocks_are_read_once_and_written_once_16_bytes_at_a_time(
-    compile_kernel, capability, param, grad, buffer, loads, stores
+    compile_kernel, capability, stochastic, param, grad, buffer, loads, stores
 ):
-    ptx = compile_kernel(capability, param, grad, buffer)
+    ptx = compile_kernel(capability, param, grad, buffer, stochastic=stochastic)
     assert len(re.findall(r"ld\.global\.v4\.b32", ptx)) == loads
     assert len(re.findall(r"st\.global\.v4\.b32", ptx)) == stores
     assert not re.search(r"(ld|st)\.local", ptx)  # no register is spilled
@@ -66,6 +68,12 @@ def test_bfloat16_is_rounded_to_nearest(compile_kernel):
     ptx = compile_kernel(90, "bfloat16", "bfloat16", "bfloat16")
     assert re.search(r"cvt\.rn\.bf16", ptx)
     assert not re.search(r"cvt\.rz\.bf16", ptx)
+
+
+def test_with_stochastic_rounding_nothing_is_rounded_to_nearest(compile_kernel):
+    ptx = compile_kernel(90, "bfloat16", "bfloat16", "bfloat16", stochastic=True)
+    assert not re.search(r"cvt\.r.\.bf16", ptx)
+    assert len(re.findall(r"mul\.lo\.s32", ptx)) >= 2 * 8  # of the random numbers of a thread's 8 elements
 
 
 def test_indices_within_a_tensor_are_of_64_bits(compile_kernel):
@@ -92,9 +100,13 @@ def test_what_is_measured_costs_one_number_per_block_and_no_other_access_of_memo
 
 def test_the_table_tells_where_each_tensor_and_its_blocks_are_and_whether_16_bytes_can_be_moved_at_a_time():
     with torch.device("meta"):  # a default device must not matter
-        table = cuda._table((16, 32, 48, 64, 80, 100, 160, 176, 0), (2049, 5, 1024), 1024)
+        table = cuda._table((16, 32, 48, 64, 80, 100, 160, 176, 0), (2049, 5, 1024), (0, 2, 7), 1024)
         tensor_of_block = cuda._tensor_of_block((2049, 5, 1024), 1024)
-    assert table.tolist() == [[16, 32, 48, 2049, 0, 1], [64, 80, 100, 5, 3, 0], [160, 176, 0, 1024, 4, 1]]
+    assert table.tolist() == [
+        [16, 32, 48, 2049, 0, 1, 0],
+        [64, 80, 100, 5, 3, 0, 2],
+        [160, 176, 0, 1024, 4, 1, 7],
+    ]
     assert tensor_of_block.tolist() == [0, 0, 0, 1, 2]
     assert (table.dtype, tensor_of_block.dtype) == (torch.int64, torch.int32)
 

@@ -11,7 +11,10 @@ from hf_lpsgd.optim import functional
 from hf_lpsgd.trainer import OptimArgs, optim_args, validate_optim_args
 from hf_lpsgd.trainer.optim_args import optimizer_class_and_kwargs
 
-KEYS_OF_LPSGDM = "p_max, momentum, eps, grad_rms, saturation, lr_factor, p_schedule, p_granularity, foreach, fused"
+KEYS_OF_LPSGDM = (
+    "p_max, momentum, eps, grad_rms, saturation, lr_factor, momentum_dtype, rounding, rounding_seed, p_schedule, "
+    "p_granularity, foreach, fused"
+)
 
 
 def test_every_key_is_read_with_its_type():

@@ -35,11 +35,16 @@ def test_the_argument_parser_knows_both_names_also_in_its_usage(tmp_path):
         ["--output_dir", str(tmp_path), "--optim", "lpsgdm", "--optim_args", "p_max=6", "--use_cpu"]
     )
     assert args.optim is OptimizerNames.LPSGDM
-    assert ",lpsgd,lpsgdm}" in parser.format_usage().replace(" ", "").replace("\n", "")
+    assert ",lpsgd,lpsgdm,lpsgd_layerwise,lpsgdm_layerwise}" in parser.format_usage().replace(" ", "").replace(
+        "\n", ""
+    )
 
 
 def test_an_unknown_optimizer_is_refused_with_the_valid_names(tmp_path, capsys):
-    with pytest.raises(ValueError, match=r"lpsgdmm is not a valid OptimizerNames, .*'lpsgd', 'lpsgdm'\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"lpsgdmm is not a valid OptimizerNames, .*'lpsgd', 'lpsgdm', 'lpsgd_layerwise', 'lpsgdm_layerwise'\]",
+    ):
         TrainingArguments(str(tmp_path), optim="lpsgdmm")
     with pytest.raises(SystemExit):
         HfArgumentParser(TrainingArguments).parse_args(["--optim", "lpsgdmm"])

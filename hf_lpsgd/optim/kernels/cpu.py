@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .rounding import key_of_parameter
 from .tensors import ParamGradBuffer, StepHyperparameters
 
-_INTERFACE = 2
+_INTERFACE = 3
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 _INSTALL = (
@@ -48,7 +49,7 @@ def _library() -> ctypes.CDLL | str:
     library.hf_lpsgd_instructions.restype = ctypes.c_char_p
     library.hf_lpsgd_step.restype = None
     library.hf_lpsgd_step.argtypes = (
-        [ctypes.c_int64] + [ctypes.c_void_p] * 5 + [ctypes.c_float] * 6 + [ctypes.c_int32] * 2 + [ctypes.c_void_p]
+        [ctypes.c_int64] + [ctypes.c_void_p] * 6 + [ctypes.c_float] * 6 + [ctypes.c_int32] * 2 + [ctypes.c_void_p]
     )
     return library
 
@@ -74,12 +75,13 @@ def step(triples: list[ParamGradBuffer], hyper: StepHyperparameters) -> bool:
     """Update dense tensors in place, as the contract of [`hf_lpsgd.optim.kernels`][] says; always True."""
     library = _library()
     assert isinstance(library, ctypes.CDLL)
-    lr, momentum, rho, eps, weight_decay, maximize, lr_scale, bound, squares = hyper
+    lr, momentum, rho, eps, weight_decay, maximize, lr_scale, bound, squares, rounding = hyper
     lr = float(lr)
-    params, grads, buffers = zip(*triples, strict=True)
+    params, grads, buffers, numbers = zip(*triples, strict=True)
     addresses = ctypes.c_int64 * len(triples)
     has_buffers = buffers[0] is not None
-    dtypes = [_DTYPES[t.dtype] for t in triples[0] if t is not None]
+    dtypes = [_DTYPES[t.dtype] for t in triples[0][:3] if t is not None]
+    words = () if rounding is None else [word for number in numbers for word in key_of_parameter(rounding, number)]
     measured = None if squares is None else ctypes.c_double()
     library.hf_lpsgd_step(
         len(triples),
@@ -88,6 +90,7 @@ def step(triples: list[ParamGradBuffer], hyper: StepHyperparameters) -> bool:
         addresses(*map(Tensor.data_ptr, buffers)) if has_buffers else None,
         addresses(*map(Tensor.numel, params)),
         (ctypes.c_int32 * len(dtypes))(*dtypes),
+        (ctypes.c_uint32 * len(words))(*words) if words else None,
         lr * lr_scale,
         1 - lr * weight_decay,
         1 - momentum,

@@ -24,7 +24,7 @@ enum Dtype : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 enum Mean { kNoMomentum, kHeavyMomentum, kLightMomentum };
 
 constexpr int64_t kLanes = 16;         // floats in the widest vector there is
-constexpr int64_t kTile = 1024;        // elements converted at a time: three tiles stay in the first-level cache
+constexpr int64_t kTile = 1024;        // elements converted at a time: four tiles stay in the first-level cache
 constexpr int64_t kAlign = 64;         // threads meet at multiples of this, so that they share no cache line
 constexpr int64_t kPerThread = 32768;  // elements below which another thread costs more than it brings, as in ATen
 
@@ -36,6 +36,7 @@ struct Tensors {
   void* param;
   const void* grad;
   void* buffer;
+  const uint32_t* key;  // two words for stochastic rounding, or null to round to nearest
 };
 
 #define INLINE inline __attribute__((always_inline))
@@ -137,6 +138,41 @@ INLINE uint16_t to_bfloat16(float value) {
   return static_cast<uint16_t>((value != value ? 0x7fc00000 : rounded) >> 16);
 }
 
+// Random words of 32 bits for `size` elements from the place `start` on, as in rounding.py.
+INLINE void draw(const uint32_t* key, int64_t start, int64_t size, uint32_t* words) {
+  const uint32_t first = static_cast<uint32_t>(start), key0 = key[0], key1 = key[1];
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) {
+    uint32_t word = (first + static_cast<uint32_t>(i)) ^ key0;
+    word ^= word >> 16;
+    word *= 0x21f0aaadu;
+    word ^= word >> 15;
+    word += key1;
+    word *= 0xd35a2d97u;
+    words[i] = word ^ (word >> 15);
+  }
+}
+
+// Rounded by a random number of 16 bits.
+INLINE uint16_t to_bfloat16(float value, uint32_t random) {
+  const uint32_t rounded = static_cast<uint32_t>(as_bits(value)) + random;
+  return static_cast<uint16_t>((value != value ? 0x7fc00000u : rounded) >> 16);
+}
+
+INLINE uint16_t to_float16(float value, uint32_t random) {
+  const int32_t bits = as_bits(value), number = static_cast<int32_t>(random);
+  const int32_t magnitude = bits & 0x7fffffff;
+  const int32_t normal = (magnitude - 0x38000000 + (number >> 3)) >> 13;
+  float steps = std::fabs(value) * 0x1p24f;  // of the subnormal numbers
+  steps = steps < 2048.0f ? steps : 2048.0f;
+  const int32_t whole = static_cast<int32_t>(steps);
+  const int32_t part = static_cast<int32_t>((steps - static_cast<float>(whole)) * 65536.0f);
+  const int32_t special = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
+  const int32_t finite = magnitude < 0x38800000 ? whole + ((part + number) >> 16) : normal;
+  const int32_t half = magnitude >= 0x47800000 ? special : finite;
+  return static_cast<uint16_t>(half | ((bits >> 16) & 0x8000));
+}
+
 // Elements as float32: in place where that is possible, else converted into `scratch`.
 INLINE float* open(void* data, int32_t dtype, int64_t start, int64_t size, float* scratch) {
   if (dtype == kFloat32) {
@@ -155,17 +191,23 @@ INLINE float* open(void* data, int32_t dtype, int64_t start, int64_t size, float
   return scratch;
 }
 
-INLINE void close(void* data, int32_t dtype, int64_t start, int64_t size, const float* opened) {
+// Where there are random `words`, those 16 bits of each that begin at bit `kShift` round its value.
+template <int kShift>
+INLINE void close(void* data, int32_t dtype, int64_t start, int64_t size, const float* opened, const uint32_t* words) {
   if (dtype == kFloat32) {
     float* values = static_cast<float*>(data) + start;
     if (opened != values) std::memcpy(values, opened, size * sizeof(float));
+    return;
+  }
+  uint16_t* values = static_cast<uint16_t*>(data) + start;
+  if (dtype == kBFloat16 && words == nullptr) {
+    for (int64_t i = 0; i < size; ++i) values[i] = to_bfloat16(opened[i]);
+  } else if (dtype == kBFloat16) {
+    for (int64_t i = 0; i < size; ++i) values[i] = to_bfloat16(opened[i], (words[i] >> kShift) & 0xffffu);
+  } else if (words == nullptr) {
+    for (int64_t i = 0; i < size; ++i) values[i] = to_float16(opened[i]);
   } else {
-    uint16_t* values = static_cast<uint16_t*>(data) + start;
-    if (dtype == kBFloat16) {
-      for (int64_t i = 0; i < size; ++i) values[i] = to_bfloat16(opened[i]);
-    } else {
-      for (int64_t i = 0; i < size; ++i) values[i] = to_float16(opened[i]);
-    }
+    for (int64_t i = 0; i < size; ++i) values[i] = to_float16(opened[i], (words[i] >> kShift) & 0xffffu);
   }
 }
 
@@ -181,6 +223,8 @@ template <Mean mean_kind, bool rescale>
 INLINE void update_range(const Tensors& tensors, const int32_t* dtypes, int64_t start, int64_t end,
                          const Options& options, double* squares) {
   alignas(64) float params[kTile], grads[kTile], buffers[kTile];
+  alignas(64) uint32_t drawn[kTile];
+  const uint32_t* words = tensors.key == nullptr ? nullptr : drawn;
   while (start < end) {
     int64_t size = std::min(end - start, kTile);
     if (size > kLanes) size -= size % kLanes;
@@ -189,8 +233,9 @@ INLINE void update_range(const Tensors& tensors, const int32_t* dtypes, int64_t 
     float* buffer = mean_kind == kNoMomentum ? nullptr : open(tensors.buffer, dtypes[2], start, size, buffers);
     update<mean_kind, rescale>(param, grad, buffer, (size + kLanes - 1) / kLanes * kLanes, options);
     if (squares != nullptr) *squares += sum_of_squares(mean_kind == kNoMomentum ? grad : buffer, size);
-    close(tensors.param, dtypes[0], start, size, param);
-    if (mean_kind != kNoMomentum) close(tensors.buffer, dtypes[2], start, size, buffer);
+    if (words != nullptr) draw(tensors.key, start, size, drawn);
+    close<16>(tensors.param, dtypes[0], start, size, param, words);
+    if (mean_kind != kNoMomentum) close<0>(tensors.buffer, dtypes[2], start, size, buffer, words);
     start += size;
   }
 }
@@ -262,7 +307,7 @@ int64_t cut(int64_t bound, int64_t first, int64_t size) {
 extern "C" {
 
 // Changes whenever the signature below does, so that a library built from other sources is not called.
-int32_t hf_lpsgd_interface() { return 2; }
+int32_t hf_lpsgd_interface() { return 3; }
 
 // The instruction set in use: AVX512, AVX2 or DEFAULT.
 const char* hf_lpsgd_instructions() { return implementation().instructions; }
@@ -270,10 +315,11 @@ const char* hf_lpsgd_instructions() { return implementation().instructions; }
 // Updates `count` dense tensors in place. `buffers` is null for LPSGD. `dtypes` are those of the parameters, the
 // gradients and the buffers; all tensors share them. The mean (for LPSGD the gradient) is cut off at `bound` for the
 // update. `most_threads` is the largest number of threads to use. Where `squares` is not null, it gets the sum of the
-// squares of the means, before they are cut off.
+// squares of the means, before they are cut off. Where `keys` is not null, it has two words per tensor, and 16-bit
+// parameters and buffers are rounded stochastically.
 void hf_lpsgd_step(int64_t count, void* const* params, const void* const* grads, void* const* buffers,
-                   const int64_t* sizes, const int32_t* dtypes, float lr, float decay, float weight, float rho,
-                   float eps, float bound, int32_t maximize, int32_t most_threads, double* squares) {
+                   const int64_t* sizes, const int32_t* dtypes, const uint32_t* keys, float lr, float decay,
+                   float weight, float rho, float eps, float bound, int32_t maximize, int32_t most_threads, double* squares) {
   const RangeUpdate update = implementation().update;
   const Options options{lr, decay, weight, rho, eps, bound, maximize ? -1.0f : 1.0f};
   const Mean mean = buffers == nullptr ? kNoMomentum : weight < 0.5f ? kHeavyMomentum : kLightMomentum;
@@ -290,7 +336,8 @@ void hf_lpsgd_step(int64_t count, void* const* params, const void* const* grads,
     int64_t first = 0;
     double sum = 0.0;
     for (int64_t index = 0; index < count && first < end; first += sizes[index++]) {
-      const Tensors tensors{params[index], grads[index], buffers == nullptr ? nullptr : buffers[index]};
+      const Tensors tensors{params[index], grads[index], buffers == nullptr ? nullptr : buffers[index],
+                            keys == nullptr ? nullptr : keys + 2 * index};
       const int64_t from = cut(begin, first, sizes[index]), to = cut(end, first, sizes[index]);
       if (from < to) update(tensors, dtypes, from, to, options, mean, rho != 0.0f, squares == nullptr ? nullptr : &sum);
     }

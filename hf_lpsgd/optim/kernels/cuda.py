@@ -49,7 +49,7 @@ def _find_reason(device: torch.device) -> str | None:
         return f"triton needs a GPU of compute capability 7.0 or higher, and this one has {major}.{minor}"
     probe = torch.zeros(1, device=device)
     try:
-        step([(probe, probe.clone(), None)], StepHyperparameters(0.0, 0.0, 0.0, 0.0, 0.0, False))
+        step([ParamGradBuffer(probe, probe.clone(), None)], StepHyperparameters(0.0, 0.0, 0.0, 0.0, 0.0, False))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # triton raises errors of many kinds, such as where it finds no C compiler
@@ -80,20 +80,22 @@ def step(triples: list[ParamGradBuffer], hyper: StepHyperparameters) -> bool:
     """
     from . import triton_kernel as kernel
 
-    lr, momentum, rho, eps, weight_decay, maximize, lr_scale, bound, squares = hyper
+    lr, momentum, rho, eps, weight_decay, maximize, lr_scale, bound, squares, rounding = hyper
     device = triples[0][0].device
     # For an int or a NumPy number triton would compile again, or fail.
     lr = lr if isinstance(lr, Tensor) and lr.device == device else float(lr)
-    sizes = tuple(param.numel() for param, _, _ in triples)
-    addresses = tuple(0 if t is None else t.data_ptr() for triple in triples for t in triple)
+    sizes = tuple(triple.param.numel() for triple in triples)
+    addresses = tuple(0 if t is None else t.data_ptr() for triple in triples for t in triple[:3])
+    numbers = tuple(triple.number for triple in triples)
     # The device is the CPU where triton interprets the kernel.
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         tensor_of_block = _on_device((sizes, device), lambda: _tensor_of_block(sizes, kernel.BLOCK), device)
-        table = _on_device((addresses, sizes, device), lambda: _table(addresses, sizes, kernel.BLOCK), device)
+        rows = (addresses, sizes, numbers)
+        table = _on_device((*rows, device), lambda: _table(*rows, kernel.BLOCK), device)
         if tensor_of_block is None or table is None:
             return False
         measured = None if squares is None else torch.empty(len(tensor_of_block), device=device)
-        param_dtype, grad_dtype, buffer_dtype = (None if t is None else kernel.DTYPES[t.dtype] for t in triples[0])
+        param_dtype, grad_dtype, buffer_dtype = (None if t is None else kernel.DTYPES[t.dtype] for t in triples[0][:3])
         kernel.lp_step[(len(tensor_of_block),)](
             table,
             tensor_of_block,
@@ -106,11 +108,13 @@ def step(triples: list[ParamGradBuffer], hyper: StepHyperparameters) -> bool:
             float(lr_scale),
             float(bound),
             table if measured is None else measured,
+            *(key - (key >> 31 << 32) for key in rounding or (0, 0)),
             PARAM_DTYPE=param_dtype,
             GRAD_DTYPE=grad_dtype,
             BUFFER_DTYPE=buffer_dtype,
             LR_IS_TENSOR=isinstance(lr, Tensor),
             MEASURE=measured is not None,
+            STOCHASTIC=rounding is not None,
             BLOCK=kernel.BLOCK,
             num_warps=kernel.NUM_WARPS,
         )
@@ -124,11 +128,12 @@ def _tensor_of_block(sizes: tuple[int, ...], block: int) -> Tensor:
     return torch.repeat_interleave(torch.arange(len(sizes), dtype=torch.int32, device="cpu"), counts)
 
 
-def _table(addresses: tuple[int, ...], sizes: tuple[int, ...], block: int) -> Tensor:
+def _table(addresses: tuple[int, ...], sizes: tuple[int, ...], numbers: tuple[int, ...], block: int) -> Tensor:
     rows, first_block = [], 0
     for index, size in enumerate(sizes):
         triple = addresses[3 * index : 3 * index + 3]
-        rows.append([*triple, size, first_block, int(all(address % 16 == 0 for address in triple))])
+        are_aligned = all(address % 16 == 0 for address in triple)
+        rows.append([*triple, size, first_block, int(are_aligned), numbers[index]])
         first_block += -(-size // block)
     return torch.tensor(rows, device="cpu")
 

@@ -3,18 +3,45 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from .rounding import Key
+
 # Tensors that are an address, a layout and numbers, and nothing else. DTensor and others are subclasses.
 PLAIN_TENSOR_TYPES = (Tensor, Parameter)
 
-# A parameter, its gradient and its momentum buffer (None for LPSGD): whole, or views of the same piece of each.
-ParamGradBuffer = tuple[Tensor, Tensor, Tensor | None]
+
+class ParamGradBuffer(NamedTuple):
+    """A parameter, its gradient and its momentum buffer (None for LPSGD)."""
+
+    param: Tensor
+    grad: Tensor
+    buffer: Tensor | None
+    number: int = 0  # of the parameter in its optimizer; its random numbers depend on it
+
+
+class Block(NamedTuple):
+    """Views of the same piece of a parameter, its gradient and its momentum buffer."""
+
+    param: Tensor
+    grad: Tensor
+    buffer: Tensor | None
+    number: int  # of the parameter
+    start: int  # place of the first element in the parameter
+    strides: tuple[int, ...]  # by which the place of an element grows along each dimension
+
+    def places(self) -> Tensor:
+        """Of the elements in the parameter, modulo 2^32, as int32."""
+        places = torch.zeros((), dtype=torch.int64, device=self.param.device) + self.start
+        for size, stride in zip(self.param.shape, self.strides, strict=True):
+            along = torch.arange(size, dtype=torch.int64, device=self.param.device)
+            places = places.unsqueeze(-1) + along * stride
+        return places.to(torch.int32)
 
 
 class SumOfSquares:
@@ -46,11 +73,12 @@ class StepHyperparameters(NamedTuple):
     lr_scale: float = 1.0  # the learning rate of the update over that of the decay
     bound: float = math.inf  # magnitude at which the gradient, or its mean, is cut off for the update
     squares: SumOfSquares | None = None  # gathers the squares of the gradient, or of its mean, before the cut
+    rounding: Key | None = None  # of the step, for stochastic rounding; None rounds to nearest
 
 
 def local(triple: ParamGradBuffer) -> ParamGradBuffer:
     """The shards of DTensors on this process. The update is element-wise, so each shard can be updated alone."""
-    param, grad, buffer = triple
+    param, grad, buffer, number = triple
     if type(param) in PLAIN_TENSOR_TYPES or not hasattr(param, "to_local"):
         return triple
     from torch.distributed.tensor import DTensor
@@ -60,47 +88,58 @@ def local(triple: ParamGradBuffer) -> ParamGradBuffer:
     if grad.placements != param.placements:
         grad = grad.redistribute(param.device_mesh, param.placements)
     local_buffer = buffer.to_local() if isinstance(buffer, DTensor) else buffer
-    return param.to_local(), grad.to_local(), local_buffer
+    return ParamGradBuffer(param.to_local(), grad.to_local(), local_buffer, number)
 
 
 def share_memory_order(triple: ParamGradBuffer) -> bool:
     """Whether all tensors are dense and have the same memory order, so that one flat index serves them all."""
-    return _are_contiguous(triple) or _are_contiguous(_in_memory_order(triple))
+    param, grad, buffer, _ = triple
+    tensors = (param, grad) if buffer is None else (param, grad, buffer)
+    return _are_contiguous(tensors) or _are_contiguous(_in_memory_order(tensors))
 
 
-def blocks(triples: Iterable[ParamGradBuffer], limit: int) -> Iterator[ParamGradBuffer]:
+def blocks(triples: Iterable[ParamGradBuffer], limit: int) -> Iterator[Block]:
     """Views of at most `limit` elements each, none empty, that together cover `triples`."""
     for triple in triples:
-        param = triple[0]
+        param, grad, buffer, number = triple
+        if not param.numel():
+            continue
+        tensors = [param, grad] if buffer is None else [param, grad, buffer]
+        shared = share_memory_order(triple)
+        # Where there is no common order in memory, places are those of a contiguous tensor of this shape.
+        strides = param.stride() if shared else torch.empty(param.shape, device="meta").stride()
         if param.numel() <= limit:
-            if param.numel() > 0:
-                yield triple
-        elif share_memory_order(triple):
-            yield from _zip_pieces(
-                [None if t is None else torch.split(t.view(-1), limit) for t in _in_memory_order(triple)]
-            )
+            yield _block(tensors, number, 0, strides)
+        elif shared:
+            pieces = zip(*(torch.split(tensor.view(-1), limit) for tensor in _in_memory_order(tensors)), strict=True)
+            for index, piece in enumerate(pieces):
+                yield _block(piece, number, index * limit, (1,))
         else:
-            # No common flat view: halve along the longest dimension until the pieces are small enough.
-            longest = max(range(param.dim()), key=lambda dim: param.shape[dim])
-            half = (param.shape[longest] + 1) // 2
-            yield from blocks(
-                _zip_pieces([None if t is None else torch.split(t, half, longest) for t in triple]), limit
-            )
+            yield from _halves(_block(tensors, number, 0, strides), limit)
 
 
-def _are_contiguous(triple: ParamGradBuffer) -> bool:
-    param, grad, buffer = triple
-    return param.is_contiguous() and grad.is_contiguous() and (buffer is None or buffer.is_contiguous())
+def _block(tensors: Sequence[Tensor], number: int, start: int, strides: tuple[int, ...]) -> Block:
+    param, grad, *buffer = tensors
+    return Block(param, grad, buffer[0] if buffer else None, number, start, strides)
 
 
-def _in_memory_order(triple: ParamGradBuffer) -> ParamGradBuffer:
-    param, grad, buffer = triple
-    order = sorted(range(param.dim()), key=param.stride, reverse=True)
-    return param.permute(order), grad.permute(order), None if buffer is None else buffer.permute(order)
+def _halves(block: Block, limit: int) -> Iterator[Block]:
+    """Halve along the longest dimension until the pieces are small enough."""
+    param, grad, buffer, number, start, strides = block
+    if param.numel() <= limit:
+        yield block
+        return
+    longest = max(range(param.dim()), key=lambda dim: param.shape[dim])
+    half = (param.shape[longest] + 1) // 2
+    tensors = [param, grad] if buffer is None else [param, grad, buffer]
+    for index, piece in enumerate(zip(*(torch.split(tensor, half, longest) for tensor in tensors), strict=True)):
+        yield from _halves(_block(piece, number, start + index * half * strides[longest], strides), limit)
 
 
-def _zip_pieces(pieces: list[tuple[Tensor, ...] | None]) -> Iterator[ParamGradBuffer]:
-    params, grads, buffers = pieces
-    assert params is not None
-    assert grads is not None
-    yield from zip(params, grads, buffers or [None] * len(params), strict=True)
+def _are_contiguous(tensors: Sequence[Tensor]) -> bool:
+    return all(tensor.is_contiguous() for tensor in tensors)
+
+
+def _in_memory_order(tensors: Sequence[Tensor]) -> list[Tensor]:
+    order = sorted(range(tensors[0].dim()), key=tensors[0].stride, reverse=True)
+    return [tensor.permute(order) for tensor in tensors]

@@ -9,7 +9,8 @@ import math
 
 import torch
 
-from .tensors import ParamGradBuffer, StepHyperparameters, SumOfSquares, blocks
+from .rounding import ROUNDED, key_of_parameter, lower_half, random_words, rounded, upper_half
+from .tensors import Block, ParamGradBuffer, StepHyperparameters, SumOfSquares, blocks
 
 # Elements of a block. On a CPU a temporary takes 1 MiB. On an accelerator a block is large enough to fill the device,
 # and the four float32 temporaries of a low-precision step take 32 MiB.
@@ -28,7 +29,7 @@ def step(triples: list[ParamGradBuffer], hyper: StepHyperparameters, *, foreach:
     lr = float(hyper.lr)  # a tensor on a device is read once
     dtype = torch.float64 if triples[0][0].dtype == torch.float64 else torch.float32
     limit = _CPU_BLOCK if triples[0][0].device.type == "cpu" else _DEVICE_BLOCK
-    batch: list[ParamGradBuffer] = []
+    batch: list[Block] = []
     elements = 0
     for block in blocks(triples, limit):
         if not foreach:
@@ -44,9 +45,10 @@ def step(triples: list[ParamGradBuffer], hyper: StepHyperparameters, *, foreach:
         _multi_tensor(batch, hyper, lr, dtype)
 
 
-def _single_tensor(block: ParamGradBuffer, hyper: StepHyperparameters, lr: float, dtype: torch.dtype) -> None:
-    param, grad, buffer = block
-    _, momentum, rho, eps, weight_decay, maximize, lr_scale, bound, squares = hyper
+def _single_tensor(block: Block, hyper: StepHyperparameters, lr: float, dtype: torch.dtype) -> None:
+    param, grad, buffer = block[:3]
+    _, momentum, rho, eps, weight_decay, maximize, lr_scale, bound, squares, _ = hyper
+    words = _words(block, hyper)
     grad = grad.to(dtype)
     if maximize:
         grad = -grad
@@ -55,7 +57,7 @@ def _single_tensor(block: ParamGradBuffer, hyper: StepHyperparameters, lr: float
         mean = buffer if buffer.dtype == dtype else buffer.to(dtype)
         mean.lerp_(grad, 1 - momentum)
         if mean is not buffer:
-            buffer.copy_(mean)
+            _write(buffer, mean, None if words is None else lower_half(words))
     if squares is not None:
         squares.add(_squares(mean), mean.numel())
     if bound < math.inf:
@@ -73,12 +75,24 @@ def _single_tensor(block: ParamGradBuffer, hyper: StepHyperparameters, lr: float
         scale.log2_().mul_(-rho).exp2_()
         theta.addcmul_(mean, scale, value=-update_lr)
     if theta is not param:
-        param.copy_(theta)
+        _write(param, theta, None if words is None else upper_half(words))
+
+
+def _words(block: Block, hyper: StepHyperparameters) -> torch.Tensor | None:
+    """The random words of a block, if anything in it is rounded by them."""
+    has_use = any(tensor is not None and tensor.dtype in ROUNDED for tensor in (block.param, block.buffer))
+    if hyper.rounding is None or not has_use:
+        return None
+    return random_words(key_of_parameter(hyper.rounding, block.number), block.places())
+
+
+def _write(target: torch.Tensor, values: torch.Tensor, random: torch.Tensor | None) -> None:
+    target.copy_(values if random is None or target.dtype not in ROUNDED else rounded(values, random, target.dtype))
 
 
 def measure_ahead(triples: list[ParamGradBuffer], momentum: float, squares: SumOfSquares) -> None:
     """Gather the squares that a step of `triples` would gather, and change nothing."""
-    for _, grad, buffer in blocks(triples, _CPU_BLOCK):
+    for _, grad, buffer, *_ in blocks(triples, _CPU_BLOCK):
         dtype = torch.promote_types(grad.dtype, torch.float32)
         mean = grad.to(dtype)
         if buffer is not None:
@@ -91,19 +105,20 @@ def _squares(tensor: torch.Tensor) -> torch.Tensor:
     return norm.square()
 
 
-def _multi_tensor(batch: list[ParamGradBuffer], hyper: StepHyperparameters, lr: float, dtype: torch.dtype) -> None:
-    _, momentum, rho, eps, weight_decay, maximize, lr_scale, bound, squares = hyper
-    params = [param for param, _, _ in batch]
-    grads = [grad.to(dtype) for _, grad, _ in batch]
+def _multi_tensor(batch: list[Block], hyper: StepHyperparameters, lr: float, dtype: torch.dtype) -> None:
+    _, momentum, rho, eps, weight_decay, maximize, lr_scale, bound, squares, _ = hyper
+    params = [block.param for block in batch]
+    grads = [block.grad.to(dtype) for block in batch]
+    words = [_words(block, hyper) for block in batch]
     if maximize:
         grads = list(torch._foreach_neg(grads))
     means = grads
-    buffers = [buffer for _, _, buffer in batch if buffer is not None]
+    buffers = [block.buffer for block in batch if block.buffer is not None]
     if buffers:
         means = [buffer.to(dtype) for buffer in buffers]
         torch._foreach_lerp_(means, grads, 1 - momentum)
         if buffers[0].dtype != dtype:
-            torch._foreach_copy_(buffers, means)
+            _write_all(buffers, means, [None if word is None else lower_half(word) for word in words])
     if squares is not None:
         for mean in means:
             squares.add(_squares(mean), mean.numel())
@@ -128,4 +143,12 @@ def _multi_tensor(batch: list[ParamGradBuffer], hyper: StepHyperparameters, lr: 
             torch._foreach_pow_(scales, -rho)
         torch._foreach_addcmul_(thetas, means, scales, -update_lr)
     if params[0].dtype != dtype:
-        torch._foreach_copy_(params, thetas)
+        _write_all(params, thetas, [None if word is None else upper_half(word) for word in words])
+
+
+def _write_all(targets: list[torch.Tensor], values: list[torch.Tensor], random: list[torch.Tensor | None]) -> None:
+    if random[0] is None:
+        torch._foreach_copy_(targets, values)
+        return
+    for target, value, numbers in zip(targets, values, random, strict=True):
+        _write(target, value, numbers)

@@ -12,7 +12,7 @@ NUM_WARPS = 4
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["key0", "key1"])
 def lp_step(
     table,
     tensor_of_block,
@@ -25,22 +25,27 @@ def lp_step(
     lr_scale,
     bound,
     squares,
+    key0,
+    key1,
     PARAM_DTYPE: tl.constexpr,
     GRAD_DTYPE: tl.constexpr,
     BUFFER_DTYPE: tl.constexpr,
     LR_IS_TENSOR: tl.constexpr,
     MEASURE: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Update one block of one tensor.
 
-    `table` has a row of six int64 per tensor: the addresses of parameter, gradient and momentum buffer, the number of
-    elements, the number of the tensor's first block, and whether all three addresses are multiples of 16.
+    `table` has a row of seven int64 per tensor: the addresses of parameter, gradient and momentum buffer, the number
+    of elements, the number of the tensor's first block, whether all three addresses are multiples of 16, and the
+    number of the parameter in its optimizer.
     `tensor_of_block` gives the row of each block. BUFFER_DTYPE is None for LPSGD. With MEASURE, the sum of the squares
-    of a block's means, or for LPSGD of its gradients, goes to `squares`.
+    of a block's means, or for LPSGD of its gradients, goes to `squares`. With STOCHASTIC, what is stored in
+    16 bits is rounded by random numbers, as in rounding.py; `key0` and `key1` are those of the step.
     """
     block = tl.program_id(0)
-    row = table + tl.load(tensor_of_block + block) * 6
+    row = table + tl.load(tensor_of_block + block) * 7
     param = tl.load(row).to(tl.pointer_type(PARAM_DTYPE))
     grad = tl.load(row + 1).to(tl.pointer_type(GRAD_DTYPE))
     if BUFFER_DTYPE is None:
@@ -51,6 +56,11 @@ def lp_step(
     remaining = tl.load(row + 3) - start
     if LR_IS_TENSOR:
         lr = tl.load(lr).to(tl.float32)
+    if STOCHASTIC:
+        number = tl.load(row + 6).to(tl.uint32)
+        key0 = _mix(key0.to(tl.uint32, bitcast=True) ^ _mix(number + 0x9E3779B9))
+        key1 = _mix(key1.to(tl.uint32, bitcast=True) + key0)
+    first = start.to(tl.uint32)
     params, grads, buffers = param + start, grad + start, buffer + start
     HAS_BUFFER: tl.constexpr = BUFFER_DTYPE is not None
     # Most blocks are whole, and then each thread can load and store 16 bytes at a time.
@@ -71,8 +81,12 @@ def lp_step(
             lr_scale,
             bound,
             squares + block,
+            first,
+            key0,
+            key1,
             HAS_BUFFER,
             MEASURE,
+            STOCHASTIC,
             True,
             BLOCK,
         )
@@ -91,8 +105,12 @@ def lp_step(
             lr_scale,
             bound,
             squares + block,
+            first,
+            key0,
+            key1,
             HAS_BUFFER,
             MEASURE,
+            STOCHASTIC,
             False,
             BLOCK,
         )
@@ -101,6 +119,36 @@ def lp_step(
 @triton.jit
 def _add(a, b):
     return a + b
+
+
+@triton.jit
+def _mix(word):
+    word ^= word >> 16
+    word *= 0x21F0AAAD
+    word ^= word >> 15
+    word *= 0xD35A2D97
+    return word ^ (word >> 15)
+
+
+@triton.jit
+def _rounded(value, random, DTYPE: tl.constexpr):
+    """`value` as DTYPE, rounded by a random number of 16 bits where DTYPE has 16 bits; as in rounding.py."""
+    bits = value.to(tl.uint32, bitcast=True)
+    if DTYPE == tl.bfloat16:  # noqa: SIM300
+        result = tl.where(value == value, bits + random, 0x7FC00000) >> 16
+        return result.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    elif DTYPE == tl.float16:  # noqa: SIM300
+        magnitude = bits & 0x7FFFFFFF
+        normal = (magnitude - 0x38000000 + (random >> 3)) >> 13
+        steps = tl.minimum(tl.abs(value) * 16777216.0, 2048.0)
+        whole = steps.to(tl.int32)
+        part = ((steps - whole.to(tl.float32)) * 65536.0).to(tl.uint32)
+        half = tl.where(magnitude < 0x38800000, whole.to(tl.uint32) + ((part + random) >> 16), normal)
+        half = tl.where(magnitude >= 0x47800000, 0x7C00, half)
+        half = tl.where(magnitude > 0x7F800000, 0x7E00, half)
+        return (half | ((bits >> 16) & 0x8000)).to(tl.uint16).to(tl.float16, bitcast=True)
+    else:
+        return value.to(DTYPE)
 
 
 @triton.jit
@@ -118,13 +166,25 @@ def _update(
     lr_scale,
     bound,
     squares,
+    first,
+    key0,
+    key1,
     HAS_BUFFER: tl.constexpr,
     MEASURE: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
     WHOLE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     offsets = tl.arange(0, BLOCK)
     mask = None if WHOLE else offsets < remaining
+    if STOCHASTIC:
+        words = (first + offsets.to(tl.uint32)) ^ key0
+        words ^= words >> 16
+        words *= 0x21F0AAAD
+        words ^= words >> 15
+        words += key1
+        words *= 0xD35A2D97
+        words ^= words >> 15
     params, grads, buffers = params + offsets, grads + offsets, buffers + offsets
     param = tl.load(params, mask=mask).to(tl.float32)
     mean = sign * tl.load(grads, mask=mask).to(tl.float32)
@@ -133,7 +193,10 @@ def _update(
         # Of the two ways to interpolate, the one with the smaller error, as torch.lerp does.
         change = mean - buffer
         mean = tl.where(grad_weight < 0.5, buffer + grad_weight * change, mean - (1.0 - grad_weight) * change)
-        tl.store(buffers, mean.to(buffers.dtype.element_ty), mask=mask)
+        if STOCHASTIC:
+            tl.store(buffers, _rounded(mean, words & 0xFFFF, buffers.dtype.element_ty), mask=mask)
+        else:
+            tl.store(buffers, mean.to(buffers.dtype.element_ty), mask=mask)
     if MEASURE:
         square = mean * mean if WHOLE else tl.where(offsets < remaining, mean * mean, 0.0)
         tl.store(squares, tl.reduce(square, 0, _add))
@@ -156,4 +219,7 @@ def _update(
     scale = tl.exp2(-rho * exponent.to(tl.float32) - rho * (log2 * z))
     scale = tl.where((magnitude > 3.4028234663852886e38) & (rho > 0.0), 0.0, scale)
     param = (1.0 - lr * weight_decay) * param - (lr * lr_scale * mean) * scale
-    tl.store(params, param.to(params.dtype.element_ty), mask=mask)
+    if STOCHASTIC:
+        tl.store(params, _rounded(param, words >> 16, params.dtype.element_ty), mask=mask)
+    else:
+        tl.store(params, param.to(params.dtype.element_ty), mask=mask)

@@ -1,0 +1,112 @@
+"""Stochastic rounding to bfloat16 and float16: up or down at random, so that the mean is the exact value.
+
+A value that lies a share s of the way between its two neighbours is rounded up with the probability s, to within
+2^-16. So a change of a weight that is far below the distance of its neighbours takes place at times, where rounding to
+the nearest always drops it.
+
+The random numbers are a function of the seed, the step, the number of the parameter in its optimizer and the place of
+the element in memory. None are stored, and no generator is used. Each implementation computes the same ones, by the
+integer hash below (of the family of Chris Wellons' hash-prospector).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_WORD = 0xFFFFFFFF
+_MULTIPLIERS = (0x21F0AAAD, 0xD35A2D97)
+_GOLDEN = 0x9E3779B9
+
+# The types that values are rounded to; wider ones hold what is computed as it is.
+ROUNDED = (torch.bfloat16, torch.float16)
+
+# Two words of 32 bits: of a step, or of a parameter at that step.
+Key = tuple[int, int]
+
+
+class StochasticRounding(NamedTuple):
+    """The random numbers of one step.
+
+    Attributes:
+        seed: of the run.
+        step: number of the step.
+        numbers: of the parameters, one for each; None for 0, 1, 2 and so on.
+    """
+
+    seed: int
+    step: int
+    numbers: Sequence[int] | None = None
+
+    @property
+    def key(self) -> Key:
+        """The key of the step: by splitmix64 from seed and step."""
+        state = (self.seed * 0xD1342543DE82EF95 + self.step * 0x9E3779B97F4A7C15) & (2**64 - 1)
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+        state ^= state >> 31
+        return state >> 32, state & _WORD
+
+
+def key_of_parameter(key: Key, number: int) -> Key:
+    """The key of the parameter `number` at the step that has `key`."""
+    first = _mix(key[0] ^ _mix((number + _GOLDEN) & _WORD))
+    return first, _mix((key[1] + first) & _WORD)
+
+
+def _mix(word: int) -> int:
+    word ^= word >> 16
+    word = word * _MULTIPLIERS[0] & _WORD
+    word ^= word >> 15
+    word = word * _MULTIPLIERS[1] & _WORD
+    return word ^ (word >> 15)
+
+
+def random_words(key: Key, places: Tensor) -> Tensor:
+    """A random word of 32 bits for each element of a parameter: the upper half for its value, the lower for its mean.
+
+    Args:
+        key: of the parameter.
+        places: of the elements in memory, modulo 2^32, as int32.
+    """
+    words = places ^ _signed(key[0])
+    words ^= (words >> 16) & 0xFFFF
+    words *= _signed(_MULTIPLIERS[0])
+    words ^= (words >> 15) & 0x1FFFF
+    words += _signed(key[1])
+    words *= _signed(_MULTIPLIERS[1])
+    words ^= (words >> 15) & 0x1FFFF
+    return words
+
+
+def _signed(word: int) -> int:
+    return word - (word >> 31 << 32)
+
+
+def upper_half(words: Tensor) -> Tensor:
+    return (words >> 16) & 0xFFFF
+
+
+def lower_half(words: Tensor) -> Tensor:
+    return words & 0xFFFF
+
+
+def rounded(values: Tensor, random: Tensor, dtype: torch.dtype) -> Tensor:
+    """`values` in `dtype`, one of `ROUNDED`, each rounded by its random number of 16 bits."""
+    values = values.to(torch.float32)
+    bits = values.view(torch.int32)
+    if dtype == torch.bfloat16:
+        result = ((bits + random) >> 16).to(torch.int16).view(dtype)
+        return torch.where(values.isnan(), torch.full_like(result, torch.nan), result)
+    magnitude = bits & 0x7FFFFFFF
+    normal = (magnitude - 0x38000000 + (random >> 3)) >> 13
+    steps = (values.abs() * 2.0**24).clamp_max_(2048.0)  # of the subnormal numbers
+    whole = steps.to(torch.int32)
+    part = ((steps - whole) * 65536.0).to(torch.int32)
+    half = torch.where(magnitude < 0x38800000, whole + ((part + random) >> 16), normal)
+    half = torch.where(magnitude >= 0x47800000, 0x7C00, half)
+    half = torch.where(magnitude > 0x7F800000, 0x7E00, half)
+    return (half | ((bits >> 16) & 0x8000)).to(torch.int16).view(dtype)

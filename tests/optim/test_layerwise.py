@@ -1,0 +1,170 @@
+"""The step made in the backward pass: the weights of the ordinary step to the bit, with one gradient at a time."""
+
+import warnings
+
+import pytest
+import torch
+from matrix import EACH_OPTIMIZER
+from torch import nn
+
+from hf_lpsgd import LPSGD, LPSGDM, step_in_backward, tie_p_schedule
+
+STEPS = 30
+
+
+class Tied(nn.Module):
+    """Two layers share a weight; one is frozen; the output layer is used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.second.weight = self.first.weight
+        self.frozen = nn.Linear(8, 8).requires_grad_(False)
+
+    def forward(self, x):
+        x = torch.tanh(self.second(torch.tanh(self.first(x))))
+        return self.third(torch.tanh(self.third(self.frozen(x))))
+
+
+def groups_of(model):
+    return [
+        {"params": [param for param in model.parameters() if param.dim() > 1], "weight_decay": 0.1},
+        {"params": [param for param in model.parameters() if param.dim() <= 1]},
+    ]
+
+
+def train(cls, in_backward, dtype=torch.float32, warmup=5, steps=STEPS, first=0, model=None, state=None, **options):
+    torch.manual_seed(0)
+    model = model or Tied().to(dtype)
+    optimizer = cls(groups_of(model), lr=1e-2, **options)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(step / warmup, 1.0) if warmup else 1.0)
+    tie_p_schedule(optimizer, scheduler, num_training_steps=STEPS, num_warmup_steps=warmup)
+    if state is not None:
+        optimizer.load_state_dict(state[0])
+        scheduler.load_state_dict(state[1])
+    handle = step_in_backward(optimizer) if in_backward else None
+    sizes = []
+    for step in range(first, steps):
+        generator = torch.Generator().manual_seed(step)
+        model(torch.randn(4, 8, generator=generator).to(dtype)).square().mean().backward()
+        assert all((param.grad is None) == in_backward for param in model.parameters() if param.requires_grad)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        sizes.append(optimizer.param_groups[0]["grad_rms"])
+    if handle is not None:
+        handle.remove()
+    weights = [param.detach().clone() for param in model.parameters()]
+    return weights, sizes, (model, optimizer.state_dict(), scheduler.state_dict())
+
+
+def assert_same(one, other):
+    assert one[1] == other[1]
+    assert all(torch.equal(a, b) for a, b in zip(one[0], other[0], strict=True))
+
+
+@EACH_OPTIMIZER
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"grad_rms": 0.01},
+        {"grad_rms": "auto"},
+        {"grad_rms": "auto", "foreach": True},
+        {"grad_rms": "auto", "dtype": torch.bfloat16, "rounding": "stochastic"},
+    ],
+    ids=["paper", "number", "auto", "foreach", "bfloat16"],
+)
+def test_it_gives_the_weights_of_the_ordinary_step_to_the_bit(cls, options):
+    ordinary = train(cls, False, **options)
+    assert_same(train(cls, True, **options), ordinary)
+    assert not torch.equal(ordinary[0][0], train(cls, False, steps=6, **options)[0][0])
+
+
+@EACH_OPTIMIZER
+def test_it_goes_on_with_the_state_of_the_ordinary_step_and_the_other_way_round(cls):
+    options = {"grad_rms": "auto", "dtype": torch.bfloat16, "rounding": "stochastic"}
+    whole = train(cls, False, **options)
+    for before, after in ((True, False), (False, True)):
+        _, _, (model, *state) = train(cls, before, steps=10, **options)
+        later = train(cls, after, first=10, model=model, state=state, **options)
+        assert all(torch.equal(a, b) for a, b in zip(later[0], whole[0], strict=True))
+
+
+def test_without_a_warm_up_the_first_step_only_measures_and_says_so():
+    with pytest.warns(UserWarning, match=r"The first step measures the gradients for grad_rms='auto', and changes no"):
+        one, _, (_, state, _) = train(LPSGDM, True, warmup=0, steps=1, grad_rms="auto")
+    torch.manual_seed(0)
+    assert all(torch.equal(a, b) for a, b in zip(one, Tied().parameters(), strict=True))
+    assert state["state"][0]["momentum_buffer"].abs().max() > 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(LPSGDM, True, warmup=5, steps=10, grad_rms="auto")
+
+
+def test_only_one_gradient_is_held_at_a_time():
+    model = nn.Sequential(*[nn.Linear(64, 64, bias=False) for _ in range(6)])
+    optimizer = LPSGD(model.parameters(), lr=1e-3)
+    held = []
+
+    def count(param):
+        held.append(sum(other.grad is not None for other in model.parameters()))
+
+    for param in model.parameters():
+        param.register_post_accumulate_grad_hook(count)
+    step_in_backward(optimizer)
+    model(torch.randn(2, 64)).sum().backward()
+    assert held == [1] * 6
+
+
+def test_a_second_backward_pass_before_the_step_is_refused():
+    model = nn.Linear(2, 2)
+    optimizer = LPSGD(model.parameters())
+    step_in_backward(optimizer)
+    model(torch.ones(1, 2)).sum().backward()
+    with pytest.raises(
+        RuntimeError, match=r"second gradient since the last optimizer.step\(\).*cannot be accumulated"
+    ):
+        model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    model.zero_grad()
+    model(torch.ones(1, 2)).sum().backward()
+
+
+def test_gradients_that_no_backward_pass_made_are_used_by_the_step():
+    model = nn.Linear(2, 2)
+    late = nn.Parameter(torch.ones(2), requires_grad=False)
+    optimizer = LPSGD([*model.parameters(), late], lr=0.1, p_max=2.0)
+    step_in_backward(optimizer)
+    late.requires_grad_(True)
+    (model(torch.ones(1, 2)).sum() + late.sum()).backward()
+    optimizer.step()
+    torch.testing.assert_close(late.detach(), torch.full((2,), 0.9))
+
+
+def test_remove_goes_back_to_the_ordinary_step():
+    model = nn.Linear(2, 2)
+    optimizer = LPSGD(model.parameters(), lr=0.1)
+    handle = step_in_backward(optimizer)
+    with pytest.raises(ValueError, match="makes its step in the backward pass already"):
+        step_in_backward(optimizer)
+    handle.remove()
+    before = model.weight.detach().clone()
+    model(torch.ones(1, 2)).sum().backward()
+    assert torch.equal(model.weight.detach(), before)
+    optimizer.step()
+    assert not torch.equal(model.weight.detach(), before)
+
+
+def test_another_optimizer_is_refused():
+    with pytest.raises(
+        TypeError, match="Only LPSGD and LPSGDM can make their step in the backward pass here, not SGD"
+    ):
+        step_in_backward(torch.optim.SGD([torch.ones(1)], lr=0.1))
+
+
+def test_a_sparse_gradient_is_refused_in_the_backward_pass():
+    model = nn.Embedding(5, 3, sparse=True)
+    step_in_backward(LPSGD(model.parameters()))
+    with pytest.raises(ValueError, match="LPSGD does not support sparse gradients"):
+        model(torch.tensor([1])).sum().backward()

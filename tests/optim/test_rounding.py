@@ -1,0 +1,205 @@
+"""Stochastic rounding: against float64, over many draws, and alike to the bit in every implementation."""
+
+import copy
+import io
+import warnings
+
+import pytest
+import torch
+
+from hf_lpsgd import LPSGD, LPSGDM
+from hf_lpsgd.optim.kernels.rounding import StochasticRounding, key_of_parameter, lower_half, random_words, rounded
+from hf_lpsgd.optim.kernels.rounding import upper_half as upper
+
+DRAWS = 1_000_000
+LOW_PRECISION = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+
+
+def words(count, seed=0, step=0, number=0):
+    key = key_of_parameter(StochasticRounding(seed, step).key, number)
+    return random_words(key, torch.arange(count, dtype=torch.int32))
+
+
+def neighbours(value, dtype):
+    """The two values of `dtype` around `value`, by torch's nextafter."""
+    near = torch.tensor(value, dtype=torch.float64).to(dtype)
+    other = torch.nextafter(near, torch.tensor(torch.inf if near.double() < value else -torch.inf, dtype=dtype))
+    return sorted([near.double().item(), other.double().item()])
+
+
+@LOW_PRECISION
+@pytest.mark.parametrize("value", [1.0009765625 + 2**-18, -0.3, 3e4 + 1.7, 3.1e-6, -1.3e-7, 2.0**-14 - 2.0**-27])
+def test_a_value_becomes_one_of_its_two_neighbours_and_the_mean_is_the_value(dtype, value):
+    value = torch.tensor(value).double().item()  # as float32 holds it
+    result = rounded(torch.full((DRAWS,), value), upper(words(DRAWS)), dtype).double()
+    low, high = neighbours(value, dtype)
+    assert sorted(result.unique().tolist()) == [low, high]
+    share = (value - low) / (high - low)
+    deviation = (share * (1 - share) / DRAWS) ** 0.5 + 2**-16
+    assert ((result == high).double().mean() - share).abs() < 4 * deviation
+
+
+@LOW_PRECISION
+def test_what_the_dtype_holds_is_kept_whatever_is_drawn(dtype):
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    values = bits.view(dtype)
+    for random in (0, 1, 2**15, 2**16 - 1):
+        result = rounded(values.float(), torch.tensor(random), dtype)
+        is_nan = values.isnan()
+        assert result[is_nan].isnan().all()
+        assert torch.equal(result[~is_nan].view(torch.int16), bits[~is_nan])
+
+
+def test_the_two_halves_of_the_random_words_are_uniform_and_know_nothing_of_each_other_or_of_other_steps():
+    first = words(DRAWS)
+    drawn = {
+        "upper": upper(first),
+        "lower": lower_half(first),
+        "next step": upper(words(DRAWS, step=1)),
+        "another parameter": upper(words(DRAWS, number=1)),
+        "another seed": upper(words(DRAWS, seed=1)),
+        "next element": upper(first).roll(1),
+    }
+    for name, values in drawn.items():
+        counts = torch.bincount(values, minlength=2**16).double()
+        chi2 = ((counts - DRAWS / 2**16) ** 2 / (DRAWS / 2**16)).sum() / 2**16
+        assert 0.97 < chi2 < 1.03, name
+    table = torch.stack(list(drawn.values())).double()
+    assert (torch.corrcoef(table) - torch.eye(len(drawn))).abs().max() < 5 / DRAWS**0.5
+
+
+def train(cls, params, grads, steps=3, **options):
+    """`steps` steps at p = 2, where a step needs no power and all implementations compute the same float32 values."""
+    params = [torch.nn.Parameter(param.clone(memory_format=torch.preserve_format)) for param in params]
+    optimizer = cls(params, lr=0.01, p_max=2.0, rounding="stochastic", **options)
+    for step in range(steps):
+        for param, grad in zip(params, grads, strict=True):
+            param.grad = torch.empty_like(param).copy_(grad.roll(step))
+        optimizer.step()
+    return [param.detach() for param in params], [
+        optimizer.state[param]["momentum_buffer"] for param in params if param in optimizer.state
+    ]
+
+
+def tensors(dtype):
+    torch.manual_seed(0)
+    shapes = [(3, 5, 7, 4), (2100,), (1,), (0,), (33, 31)]
+    params = [torch.randn(shape).to(dtype) for shape in shapes]
+    params[0] = params[0].to(memory_format=torch.channels_last)
+    params[4] = params[4].t()
+    grads = [torch.randn(param.shape).to(dtype) for param in params]
+    return params, grads
+
+
+@LOW_PRECISION
+@pytest.mark.parametrize("name", ["foreach", "fused", "triton"])
+def test_every_implementation_rounds_alike_to_the_bit(dtype, name, implement, kernel_calls):
+    params, grads = tensors(dtype)
+    # Momentum 0.5 and lr 2^-k keep the float32 values free of rounding, in whichever order they are computed.
+    options = {"momentum": 0.5, "rounding_seed": 3}
+    expected = train(LPSGDM, params, grads, **options, **implement("single"))
+    found = train(LPSGDM, params, grads, **options, **implement(name))
+    assert bool(kernel_calls) == (name in ("fused", "triton"))
+    for one, other in zip(expected[0] + expected[1], found[0] + found[1], strict=True):
+        assert torch.equal(one, other)
+    other_seed = train(LPSGDM, params, grads, momentum=0.5, rounding_seed=4, **implement(name))
+    assert not torch.equal(found[0][1], other_seed[0][1])
+
+
+@pytest.mark.parametrize("name", ["single", "fused", "triton"])
+def test_a_tensor_without_a_common_memory_order_is_rounded_in_blocks_as_at_once(name, implement, monkeypatch):
+    from hf_lpsgd.optim.kernels import torch_ops
+
+    params = [torch.randn(60, 40).to(torch.bfloat16)]
+    grads = [torch.randn(40, 60).to(torch.bfloat16).t()]
+
+    def step():
+        param = torch.nn.Parameter(params[0].clone())
+        param.grad = grads[0]
+        LPSGD([param], lr=0.01, p_max=2.0, rounding="stochastic", **implement(name)).step()
+        return param.detach()
+
+    at_once = step()
+    monkeypatch.setattr(torch_ops, "_CPU_BLOCK", 100)
+    assert torch.equal(step(), at_once)
+
+
+@pytest.mark.parametrize("cls", [LPSGD, LPSGDM])
+def test_a_thousand_small_steps_of_bfloat16_weights_move_them_by_what_they_should(cls):
+    moved = {}
+    for rounding in ("nearest", "stochastic"):
+        param = torch.nn.Parameter(torch.ones(100_000, dtype=torch.bfloat16))
+        optimizer = cls([param], lr=1e-5, p_max=1e6, rounding=rounding, **({"momentum": 0.0} if cls is LPSGDM else {}))
+        for _ in range(1000):
+            param.grad = torch.full_like(param, 0.5)
+            optimizer.step()
+        moved[rounding] = 1 - param.detach().double().mean().item()
+    assert moved["nearest"] == 0
+    assert moved["stochastic"] == pytest.approx(0.01, rel=0.02)
+
+
+@pytest.mark.parametrize("cls", [LPSGD, LPSGDM])
+def test_a_resumed_run_is_the_uninterrupted_one(cls):
+    torch.manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(50).to(torch.bfloat16)) for _ in range(2)]
+    optimizer = cls(params, lr=0.01, rounding="stochastic", rounding_seed=5)
+
+    def steps(params, optimizer, numbers):
+        for number in numbers:
+            for param in params:
+                param.grad = torch.full_like(param, 0.1 * number)
+            optimizer.step()
+
+    steps(params, optimizer, range(1, 5))
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    twins = [copy.deepcopy(param) for param in params]
+    resumed = cls(twins, lr=0.01, rounding="stochastic", rounding_seed=5)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    steps(params, optimizer, range(5, 9))
+    steps(twins, resumed, range(5, 9))
+    assert all(torch.equal(param, twin) for param, twin in zip(params, twins, strict=True))
+
+
+def test_random_numbers_follow_the_parameter_and_not_which_others_have_gradients():
+    torch.manual_seed(0)
+
+    def step(with_first):
+        params = [torch.nn.Parameter(torch.ones(64, dtype=torch.bfloat16)) for _ in range(3)]
+        groups = [{"params": params[:1]}, {"params": params[1:]}]
+        optimizer = LPSGD(groups, lr=1e-3, rounding="stochastic")
+        for index, param in enumerate(params):
+            if index > 0 or with_first:
+                param.grad = torch.ones_like(param)
+        optimizer.step()
+        return [param.detach() for param in params]
+
+    with_all, without = step(True), step(False)
+    assert torch.equal(with_all[1], without[1])
+    assert torch.equal(with_all[2], without[2])
+    assert not torch.equal(with_all[0], with_all[1])
+    assert not torch.equal(with_all[1], with_all[2])
+
+
+def test_it_is_said_once_that_float32_is_not_rounded():
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer = LPSGDM([param], rounding="stochastic")
+    param.grad = torch.ones(3)
+    with pytest.warns(UserWarning, match=r"rounding='stochastic' has no effect here: .*dtype=torch.bfloat16"):
+        optimizer.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+        with_momentum = LPSGDM([param], rounding="stochastic", momentum_dtype="bfloat16")
+        with_momentum.step()
+
+
+def test_a_compiled_step_is_refused_since_it_would_draw_the_same_numbers(monkeypatch):
+    param = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    optimizer = LPSGD([param], rounding="stochastic")
+    param.grad = torch.ones_like(param)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with pytest.raises(ValueError, match=r"rounding='stochastic' needs new random numbers at each step"):
+        optimizer.step()
+    assert torch.equal(param.detach(), torch.ones_like(param))

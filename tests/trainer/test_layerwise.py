@@ -1,0 +1,150 @@
+"""`--optim lpsgd_layerwise` and `lpsgdm_layerwise` in real runs of the Trainer."""
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from hf_lpsgd import LPSGDM, step_in_backward, tie_p_schedule
+from hf_lpsgd.schedules import unwrap_optimizer
+
+RUN = {
+    "max_steps": 14,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 3,
+    "weight_decay": 0.1,
+    "max_grad_norm": 0.0,
+    "eval_strategy": "steps",
+    "eval_steps": 5,
+    "save_strategy": "steps",
+    "save_steps": 7,
+}
+
+
+class Tokens(torch.utils.data.Dataset):
+    def __init__(self):
+        self.tokens = torch.randint(0, 32, (40, 8), generator=torch.Generator().manual_seed(0))
+
+    def __len__(self):
+        return len(self.tokens)
+
+    def __getitem__(self, index):
+        return {"input_ids": self.tokens[index], "labels": self.tokens[index]}
+
+
+def make_model(dtype=torch.float32):
+    """Its embedding is its output layer too, and one layer is frozen."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=32, n_positions=8, n_embd=16, n_layer=2, n_head=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+    )
+    model = GPT2LMHeadModel(config)
+    model.transformer.h[0].mlp.requires_grad_(False)
+    return model.to(dtype)
+
+
+def run(make_trainer, optim, dtype=torch.float32, resume=None, **arguments):
+    data = Tokens()
+    trainer = make_trainer(optim=optim, model=make_model(dtype), dataset=data, **{**RUN, **arguments})
+    trainer.eval_dataset = data
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def weights(trainer):
+    return {name: param.detach().clone() for name, param in trainer.model.named_parameters()}
+
+
+def history(trainer):
+    keys = ("loss", "learning_rate", "p", "grad_rms", "eval_loss", "step")
+    return [{key: entry[key] for key in keys if key in entry} for entry in trainer.state.log_history[:-1]]
+
+
+@pytest.mark.parametrize("name", ["lpsgd", "lpsgdm"])
+@pytest.mark.parametrize("optim_args", [None, "grad_rms=none", "grad_rms=0.01,p_schedule=linear"])
+def test_it_trains_and_logs_what_the_ordinary_step_does_to_the_bit(name, optim_args, make_trainer):
+    trainers = [run(make_trainer, optim, optim_args=optim_args) for optim in (name, f"{name}_layerwise")]
+    ordinary, layerwise = map(weights, trainers)
+    assert all(torch.equal(ordinary[key], layerwise[key]) for key in ordinary)
+    assert history(trainers[0]) == history(trainers[1])
+    wte = "transformer.wte.weight"
+    assert not torch.equal(layerwise[wte], make_model().transformer.wte.weight)
+    assert all(param.grad is None for param in trainers[1].model.parameters())
+    assert unwrap_optimizer(trainers[1].optimizer)._in_backward is None  # it is over
+
+
+@pytest.mark.parametrize("resumed_by", ["lpsgdm_layerwise", "lpsgdm"])
+def test_a_resumed_run_is_the_uninterrupted_one(resumed_by, make_trainer, tmp_path):
+    options = {"optim_args": "rounding=stochastic,momentum_dtype=float32", "dtype": torch.bfloat16}
+    whole = run(make_trainer, "lpsgdm_layerwise", **options)
+    resumed = run(make_trainer, resumed_by, resume=str(tmp_path / "out" / "checkpoint-7"), **options)
+    assert resumed.state.global_step == 14
+    one, other = weights(whole), weights(resumed)
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    state = unwrap_optimizer(resumed.optimizer).state_dict()
+    assert {entry["momentum_buffer"].dtype for entry in state["state"].values()} == {torch.float32}
+    assert state["param_groups"][0]["rounded_steps"] == 14
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_grad_norm": 1.0}, r"cannot train with --max_grad_norm 1: .*norm of all gradients.*--max_grad_norm 0"),
+        ({"gradient_accumulation_steps": 2}, r"cannot train with --gradient_accumulation_steps 2: .*Leave it at 1"),
+        ({"torch_compile": True}, r"cannot train with --torch_compile: .*all gradients at once"),
+        ({"auto_find_batch_size": True}, r"cannot train with --auto_find_batch_size: "),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_before_training(arguments, message, make_trainer):
+    with pytest.raises(ValueError, match=message) as error:
+        make_trainer(optim="lpsgdm_layerwise", **{**RUN, **arguments})
+    assert str(error.value).startswith("--optim lpsgdm_layerwise cannot")
+    assert str(error.value).endswith("or use --optim lpsgdm.")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fp16": True}, "--fp16"),
+        ({"deepspeed_plugin": object()}, "DeepSpeed"),
+        ({"fsdp": "full_shard"}, "FSDP"),
+        ({"_n_gpu": 2}, "the 2 GPUs of one process"),
+    ],
+)
+def test_engines_and_loss_scaling_are_refused(changes, message, make_trainer):
+    from hf_lpsgd.trainer.layerwise import check_layerwise
+
+    args = make_trainer(**RUN).args
+    check_layerwise(args, "it", "leave it")
+    for name, value in changes.items():  # which these arguments cannot be given without a GPU
+        args.__dict__[name] = value
+    with pytest.raises(ValueError, match=f"it cannot train with {message}: "):
+        check_layerwise(args, "it", "leave it")
+
+
+@pytest.mark.parametrize("engine", ["DEEPSPEED", "FSDP"])
+def test_the_engine_of_a_launcher_is_refused(engine, make_trainer, monkeypatch):
+    from hf_lpsgd.trainer.layerwise import check_layerwise
+
+    args = make_trainer(**RUN).args
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    with pytest.raises(ValueError, match=r"cannot train with (DeepSpeed|FSDP): the engine|cannot train with"):
+        check_layerwise(args, "it", "leave it")
+
+
+def test_a_users_own_step_in_the_backward_pass_is_checked_and_kept(make_trainer):
+    def make(**arguments):
+        model = make_model()
+        optimizer = LPSGDM(model.parameters(), lr=1e-3)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+        tie_p_schedule(optimizer, scheduler, num_training_steps=14)
+        step_in_backward(optimizer)
+        arguments = {**RUN, **arguments, "optim": "adamw_torch", "eval_strategy": "no"}
+        return make_trainer(model=model, dataset=Tokens(), optimizers=(optimizer, scheduler), **arguments), optimizer
+
+    trainer, optimizer = make()
+    trainer.train()
+    assert optimizer._in_backward is not None
+    trainer, _ = make(max_grad_norm=1.0)
+    with pytest.raises(ValueError, match="An optimizer given to step_in_backward cannot train with --max_grad"):
+        trainer.train()
