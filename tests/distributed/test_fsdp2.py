@@ -19,6 +19,7 @@ CASES = [worker.case_name(*case) for case in worker.CASES]
 RESUMED = [worker.case_name(*case) for case in worker.RESUMED]
 EXPECTED_P = [annealed_p("cosine", worker.P_MAX, step, worker.STEPS) for step in range(worker.STEPS)]
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
+IN_BFLOAT16 = 1e-3  # where gradients that were added up in another order are rounded to another neighbour
 SHARDED = "(Shard(dim=0),)"
 
 
@@ -88,6 +89,10 @@ def largest_distance(actual, expected):
     return max((distance(actual[name], expected[name]) for name in expected), default=0.0)
 
 
+def tolerance_of(name):
+    return IN_BFLOAT16 if "bfloat16" in name else TOLERANCE[name.rpartition("-")[2]]
+
+
 def equal(actual, expected):
     return actual.keys() == expected.keys() and all(torch.equal(actual[name], expected[name]) for name in expected)
 
@@ -104,7 +109,7 @@ def test_shards_are_of_uneven_sizes_and_one_is_empty(two):
 
 @pytest.mark.parametrize("name", CASES)
 def test_sharded_training_ends_as_one_process_does(name, two, one):
-    tolerance = TOLERANCE[name.rpartition("-")[2]]
+    tolerance = tolerance_of(name)
     for results in two:
         assert largest_distance(results[name]["weights"], one[name]["weights"]) <= tolerance
         assert largest_distance(results[name]["buffers"], one[name]["buffers"]) <= tolerance
@@ -129,7 +134,7 @@ def test_the_reference_size_is_measured_over_all_shards_and_the_same_on_every_pr
 def test_parameters_replicated_in_one_mesh_dimension_and_sharded_in_the_other_end_as_one_process_does(two, one):
     for results in two:
         assert set(results["hybrid"]["buffer_placements"].values()) == {"(Replicate(), Shard(dim=0))"}
-        assert largest_distance(results["hybrid"]["weights"], one[RESUMED[-1]]["weights"]) <= 1e-5
+        assert largest_distance(results["hybrid"]["weights"], one[worker.case_name(*worker.HYBRID)]["weights"]) <= 1e-5
 
 
 @pytest.mark.parametrize("grad", worker.GRADIENT_PLACEMENTS)
@@ -148,6 +153,8 @@ def test_a_run_resumed_from_a_distributed_checkpoint_ends_bit_for_bit_as_the_uni
         resumed, straight = results["resumed"][name], results[name]
         assert equal(resumed["weights"], straight["weights"])
         assert equal(resumed["buffers"], straight["buffers"])
+        dtype = torch.bfloat16 if "bfloat16" in name else torch.float32
+        assert all(buffer.dtype == dtype for buffer in resumed["buffers"].values())
         assert resumed["ps"] == straight["ps"][worker.HALF :]
         assert resumed["lr"] == straight["lr"]
 
@@ -161,8 +168,8 @@ def test_p_in_force_is_in_the_distributed_checkpoint(two):
 def test_a_checkpoint_of_two_processes_goes_on_in_three(name, three, one):
     for results in three:
         assert results[name]["ps"] == EXPECTED_P[worker.HALF :]
-        assert largest_distance(results[name]["weights"], one[name]["weights"]) <= 1e-5
-        assert largest_distance(results[name]["buffers"], one[name]["buffers"]) <= 1e-5
+        assert largest_distance(results[name]["weights"], one[name]["weights"]) <= tolerance_of(name)
+        assert largest_distance(results[name]["buffers"], one[name]["buffers"]) <= tolerance_of(name)
 
 
 def test_a_checkpoint_of_two_processes_goes_on_in_one_that_does_not_shard(two, one, folder):
@@ -171,5 +178,5 @@ def test_a_checkpoint_of_two_processes_goes_on_in_one_that_does_not_shard(two, o
         resumed = worker.resume_all(folder, sharded=False)
     for name in RESUMED:
         assert resumed[name]["ps"] == EXPECTED_P[worker.HALF :]
-        assert largest_distance(resumed[name]["weights"], one[name]["weights"]) <= 1e-5
-        assert largest_distance(resumed[name]["buffers"], one[name]["buffers"]) <= 1e-5
+        assert largest_distance(resumed[name]["weights"], one[name]["weights"]) <= tolerance_of(name)
+        assert largest_distance(resumed[name]["buffers"], one[name]["buffers"]) <= tolerance_of(name)

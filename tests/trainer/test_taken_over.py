@@ -249,7 +249,7 @@ def test_a_checkpoint_without_the_state_of_optimizer_or_scheduler_is_told(lost, 
 
 
 def test_a_checkpoint_of_the_other_optimizer_is_refused_in_one_line(make_trainer, checkpoint):
-    with pytest.raises(ValueError, match="The state holds momentum and so is one of LPSGDM, not of LPSGD"):
+    with pytest.raises(ValueError, match="The state holds momentum and momentum_dtype and so is one of LPSGDM"):
         resumed(make_trainer, checkpoint, optim="lpsgd", optim_args=None)
 
 
