@@ -8,16 +8,15 @@ import pytest
 import torch
 
 from hf_lpsgd import LPSGD, LPSGDM
-from hf_lpsgd.optim.kernels.rounding import StochasticRounding, key_of_parameter, lower_half, random_words, rounded
-from hf_lpsgd.optim.kernels.rounding import upper_half as upper
+from hf_lpsgd.optim.kernels.rounding import StochasticRounding, key_of_parameter, random_numbers, rounded
 
 DRAWS = 1_000_000
 LOW_PRECISION = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 
 
-def words(count, seed=0, step=0, number=0):
+def draw(count, seed=0, step=0, number=0):
     key = key_of_parameter(StochasticRounding(seed, step).key, number)
-    return random_words(key, torch.arange(count, dtype=torch.int32))
+    return random_numbers(key, torch.arange(count, dtype=torch.int32))
 
 
 def neighbours(value, dtype):
@@ -31,7 +30,7 @@ def neighbours(value, dtype):
 @pytest.mark.parametrize("value", [1.0009765625 + 2**-18, -0.3, 3e4 + 1.7, 3.1e-6, -1.3e-7, 2.0**-14 - 2.0**-27])
 def test_a_value_becomes_one_of_its_two_neighbours_and_the_mean_is_the_value(dtype, value):
     value = torch.tensor(value).double().item()  # as float32 holds it
-    result = rounded(torch.full((DRAWS,), value), upper(words(DRAWS)), dtype).double()
+    result = rounded(torch.full((DRAWS,), value), draw(DRAWS), dtype).double()
     low, high = neighbours(value, dtype)
     assert sorted(result.unique().tolist()) == [low, high]
     share = (value - low) / (high - low)
@@ -50,15 +49,15 @@ def test_what_the_dtype_holds_is_kept_whatever_is_drawn(dtype):
         assert torch.equal(result[~is_nan].view(torch.int16), bits[~is_nan])
 
 
-def test_the_two_halves_of_the_random_words_are_uniform_and_know_nothing_of_each_other_or_of_other_steps():
-    first = words(DRAWS)
+def test_random_numbers_are_uniform_and_know_nothing_of_each_other():
+    first = draw(DRAWS)
     drawn = {
-        "upper": upper(first),
-        "lower": lower_half(first),
-        "next step": upper(words(DRAWS, step=1)),
-        "another parameter": upper(words(DRAWS, number=1)),
-        "another seed": upper(words(DRAWS, seed=1)),
-        "next element": upper(first).roll(1),
+        "first": first,
+        "next step": draw(DRAWS, step=1),
+        "another parameter": draw(DRAWS, number=1),
+        "another seed": draw(DRAWS, seed=1),
+        "next element": first.roll(1),
+        "next word": first.roll(2),
     }
     for name, values in drawn.items():
         counts = torch.bincount(values, minlength=2**16).double()
@@ -85,9 +84,11 @@ def tensors(dtype):
     torch.manual_seed(0)
     shapes = [(3, 5, 7, 4), (2100,), (1,), (0,), (33, 31)]
     params = [torch.randn(shape).to(dtype) for shape in shapes]
+    params[1] *= torch.logspace(0, -9, 2100)  # with subnormal numbers
     params[0] = params[0].to(memory_format=torch.channels_last)
     params[4] = params[4].t()
     grads = [torch.randn(param.shape).to(dtype) for param in params]
+    grads[1] *= torch.logspace(0, -9, 2100)
     return params, grads
 
 

@@ -24,7 +24,8 @@ enum Dtype : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 enum Mean { kNoMomentum, kHeavyMomentum, kLightMomentum };
 
 constexpr int64_t kLanes = 16;         // floats in the widest vector there is
-constexpr int64_t kTile = 1024;        // elements converted at a time: four tiles stay in the first-level cache
+constexpr int64_t kTile = 512;         // elements converted at a time: four tiles stay in the first-level cache
+constexpr int64_t kApart = 256;        // floats between tiles, so that a load does not seem to need a store to another
 constexpr int64_t kAlign = 64;         // threads meet at multiples of this, so that they share no cache line
 constexpr int64_t kPerThread = 32768;  // elements below which another thread costs more than it brings, as in ATen
 
@@ -138,18 +139,20 @@ INLINE uint16_t to_bfloat16(float value) {
   return static_cast<uint16_t>((value != value ? 0x7fc00000 : rounded) >> 16);
 }
 
-// Random words of 32 bits for `size` elements from the place `start` on, as in rounding.py.
-INLINE void draw(const uint32_t* key, int64_t start, int64_t size, uint32_t* words) {
-  const uint32_t first = static_cast<uint32_t>(start), key0 = key[0], key1 = key[1];
+// Random numbers of 16 bits for `size` elements from the place `start` on, which is even; as in rounding.py.
+INLINE void draw(const uint32_t* key, int64_t start, int64_t size, uint16_t* numbers) {
+  const uint32_t first = static_cast<uint32_t>(start / 2), key0 = key[0], key1 = key[1];
 #pragma omp simd
-  for (int64_t i = 0; i < size; ++i) {
+  for (int64_t i = 0; i < (size + 1) / 2; ++i) {
     uint32_t word = (first + static_cast<uint32_t>(i)) ^ key0;
     word ^= word >> 16;
     word *= 0x21f0aaadu;
     word ^= word >> 15;
     word += key1;
     word *= 0xd35a2d97u;
-    words[i] = word ^ (word >> 15);
+    word ^= word >> 15;
+    numbers[2 * i] = static_cast<uint16_t>(word);
+    numbers[2 * i + 1] = static_cast<uint16_t>(word >> 16);
   }
 }
 
@@ -160,17 +163,15 @@ INLINE uint16_t to_bfloat16(float value, uint32_t random) {
 }
 
 INLINE uint16_t to_float16(float value, uint32_t random) {
-  const int32_t bits = as_bits(value), number = static_cast<int32_t>(random);
-  const int32_t magnitude = bits & 0x7fffffff;
-  const int32_t normal = (magnitude - 0x38000000 + (number >> 3)) >> 13;
-  float steps = std::fabs(value) * 0x1p24f;  // of the subnormal numbers
-  steps = steps < 2048.0f ? steps : 2048.0f;
-  const int32_t whole = static_cast<int32_t>(steps);
-  const int32_t part = static_cast<int32_t>((steps - static_cast<float>(whole)) * 65536.0f);
-  const int32_t special = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
-  const int32_t finite = magnitude < 0x38800000 ? whole + ((part + number) >> 16) : normal;
-  const int32_t half = magnitude >= 0x47800000 ? special : finite;
-  return static_cast<uint16_t>(half | ((bits >> 16) & 0x8000));
+  const uint32_t bits = static_cast<uint32_t>(as_bits(value)), magnitude = bits & 0x7fffffffu;
+  const uint32_t normal = (magnitude - 0x38000000u + (random >> 3)) >> 13;
+  // Of a subnormal number, 2^16 times its distance from zero in units of the last place.
+  const float distance = std::fabs(value) < 1.0f ? std::fabs(value) : 1.0f;
+  const uint32_t units = static_cast<uint32_t>(static_cast<int32_t>(distance * 0x1p40f));
+  const uint32_t finite = magnitude < 0x38800000u ? (units + random) >> 16 : normal;
+  const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  const uint32_t half = magnitude >= 0x47800000u ? special : finite;
+  return static_cast<uint16_t>(half | ((bits >> 16) & 0x8000u));
 }
 
 // Elements as float32: in place where that is possible, else converted into `scratch`.
@@ -191,23 +192,23 @@ INLINE float* open(void* data, int32_t dtype, int64_t start, int64_t size, float
   return scratch;
 }
 
-// Where there are random `words`, those 16 bits of each that begin at bit `kShift` round its value.
-template <int kShift>
-INLINE void close(void* data, int32_t dtype, int64_t start, int64_t size, const float* opened, const uint32_t* words) {
+// Where there are random `numbers`, they round the values.
+INLINE void close(void* data, int32_t dtype, int64_t start, int64_t size, const float* opened,
+                  const uint16_t* numbers) {
   if (dtype == kFloat32) {
     float* values = static_cast<float*>(data) + start;
     if (opened != values) std::memcpy(values, opened, size * sizeof(float));
     return;
   }
   uint16_t* values = static_cast<uint16_t*>(data) + start;
-  if (dtype == kBFloat16 && words == nullptr) {
+  if (dtype == kBFloat16 && numbers == nullptr) {
     for (int64_t i = 0; i < size; ++i) values[i] = to_bfloat16(opened[i]);
   } else if (dtype == kBFloat16) {
-    for (int64_t i = 0; i < size; ++i) values[i] = to_bfloat16(opened[i], (words[i] >> kShift) & 0xffffu);
-  } else if (words == nullptr) {
+    for (int64_t i = 0; i < size; ++i) values[i] = to_bfloat16(opened[i], numbers[i]);
+  } else if (numbers == nullptr) {
     for (int64_t i = 0; i < size; ++i) values[i] = to_float16(opened[i]);
   } else {
-    for (int64_t i = 0; i < size; ++i) values[i] = to_float16(opened[i], (words[i] >> kShift) & 0xffffu);
+    for (int64_t i = 0; i < size; ++i) values[i] = to_float16(opened[i], numbers[i]);
   }
 }
 
@@ -222,9 +223,9 @@ INLINE double sum_of_squares(const float* values, int64_t size) {
 template <Mean mean_kind, bool rescale>
 INLINE void update_range(const Tensors& tensors, const int32_t* dtypes, int64_t start, int64_t end,
                          const Options& options, double* squares) {
-  alignas(64) float params[kTile], grads[kTile], buffers[kTile];
-  alignas(64) uint32_t drawn[kTile];
-  const uint32_t* words = tensors.key == nullptr ? nullptr : drawn;
+  alignas(64) float params[kTile + kApart], grads[kTile + kApart], buffers[kTile + kApart];
+  alignas(64) uint16_t drawn[kTile + kLanes];
+  const uint16_t* numbers = tensors.key == nullptr ? nullptr : drawn;
   while (start < end) {
     int64_t size = std::min(end - start, kTile);
     if (size > kLanes) size -= size % kLanes;
@@ -233,9 +234,9 @@ INLINE void update_range(const Tensors& tensors, const int32_t* dtypes, int64_t 
     float* buffer = mean_kind == kNoMomentum ? nullptr : open(tensors.buffer, dtypes[2], start, size, buffers);
     update<mean_kind, rescale>(param, grad, buffer, (size + kLanes - 1) / kLanes * kLanes, options);
     if (squares != nullptr) *squares += sum_of_squares(mean_kind == kNoMomentum ? grad : buffer, size);
-    if (words != nullptr) draw(tensors.key, start, size, drawn);
-    close<16>(tensors.param, dtypes[0], start, size, param, words);
-    if (mean_kind != kNoMomentum) close<0>(tensors.buffer, dtypes[2], start, size, buffer, words);
+    if (numbers != nullptr) draw(tensors.key, start, size, drawn);
+    close(tensors.param, dtypes[0], start, size, param, numbers);
+    if (mean_kind != kNoMomentum) close(tensors.buffer, dtypes[2], start, size, buffer, numbers);
     start += size;
   }
 }

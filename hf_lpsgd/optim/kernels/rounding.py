@@ -65,33 +65,27 @@ def _mix(word: int) -> int:
     return word ^ (word >> 15)
 
 
-def random_words(key: Key, places: Tensor) -> Tensor:
-    """A random word of 32 bits for each element of a parameter: the upper half for its value, the lower for its mean.
+def random_numbers(key: Key, places: Tensor) -> Tensor:
+    """A random number of 16 bits for each element of a parameter, which rounds its value and its momentum.
+
+    Two elements share a random word of 32 bits: the lower half is that of the one at an even place.
 
     Args:
         key: of the parameter.
         places: of the elements in memory, modulo 2^32, as int32.
     """
-    words = places ^ _signed(key[0])
+    words = ((places >> 1) & 0x7FFFFFFF) ^ _signed(key[0])
     words ^= (words >> 16) & 0xFFFF
     words *= _signed(_MULTIPLIERS[0])
     words ^= (words >> 15) & 0x1FFFF
     words += _signed(key[1])
     words *= _signed(_MULTIPLIERS[1])
     words ^= (words >> 15) & 0x1FFFF
-    return words
+    return torch.where((places & 1) == 0, words, words >> 16) & 0xFFFF
 
 
 def _signed(word: int) -> int:
     return word - (word >> 31 << 32)
-
-
-def upper_half(words: Tensor) -> Tensor:
-    return (words >> 16) & 0xFFFF
-
-
-def lower_half(words: Tensor) -> Tensor:
-    return words & 0xFFFF
 
 
 def rounded(values: Tensor, random: Tensor, dtype: torch.dtype) -> Tensor:
@@ -103,10 +97,9 @@ def rounded(values: Tensor, random: Tensor, dtype: torch.dtype) -> Tensor:
         return torch.where(values.isnan(), torch.full_like(result, torch.nan), result)
     magnitude = bits & 0x7FFFFFFF
     normal = (magnitude - 0x38000000 + (random >> 3)) >> 13
-    steps = (values.abs() * 2.0**24).clamp_max_(2048.0)  # of the subnormal numbers
-    whole = steps.to(torch.int32)
-    part = ((steps - whole) * 65536.0).to(torch.int32)
-    half = torch.where(magnitude < 0x38800000, whole + ((part + random) >> 16), normal)
+    # Of a subnormal number, 2^16 times its distance from zero in units of the last place.
+    units = ((magnitude & 0x7FFFFF | 0x800000) << 2) >> (112 - (magnitude >> 23)).clamp_(0, 31)
+    half = torch.where(magnitude < 0x38800000, (units + random) >> 16, normal)
     half = torch.where(magnitude >= 0x47800000, 0x7C00, half)
     half = torch.where(magnitude > 0x7F800000, 0x7E00, half)
     return (half | ((bits >> 16) & 0x8000)).to(torch.int16).view(dtype)

@@ -9,7 +9,7 @@ import math
 
 import torch
 
-from .rounding import ROUNDED, key_of_parameter, lower_half, random_words, rounded, upper_half
+from .rounding import ROUNDED, key_of_parameter, random_numbers, rounded
 from .tensors import Block, ParamGradBuffer, StepHyperparameters, SumOfSquares, blocks
 
 # Elements of a block. On a CPU a temporary takes 1 MiB. On an accelerator a block is large enough to fill the device,
@@ -48,7 +48,7 @@ def step(triples: list[ParamGradBuffer], hyper: StepHyperparameters, *, foreach:
 def _single_tensor(block: Block, hyper: StepHyperparameters, lr: float, dtype: torch.dtype) -> None:
     param, grad, buffer = block[:3]
     _, momentum, rho, eps, weight_decay, maximize, lr_scale, bound, squares, _ = hyper
-    words = _words(block, hyper)
+    random = _random(block, hyper)
     grad = grad.to(dtype)
     if maximize:
         grad = -grad
@@ -57,7 +57,7 @@ def _single_tensor(block: Block, hyper: StepHyperparameters, lr: float, dtype: t
         mean = buffer if buffer.dtype == dtype else buffer.to(dtype)
         mean.lerp_(grad, 1 - momentum)
         if mean is not buffer:
-            _write(buffer, mean, None if words is None else lower_half(words))
+            _write(buffer, mean, random)
     if squares is not None:
         squares.add(_squares(mean), mean.numel())
     if bound < math.inf:
@@ -75,15 +75,15 @@ def _single_tensor(block: Block, hyper: StepHyperparameters, lr: float, dtype: t
         scale.log2_().mul_(-rho).exp2_()
         theta.addcmul_(mean, scale, value=-update_lr)
     if theta is not param:
-        _write(param, theta, None if words is None else upper_half(words))
+        _write(param, theta, random)
 
 
-def _words(block: Block, hyper: StepHyperparameters) -> torch.Tensor | None:
-    """The random words of a block, if anything in it is rounded by them."""
+def _random(block: Block, hyper: StepHyperparameters) -> torch.Tensor | None:
+    """The random numbers of a block, if anything in it is rounded by them."""
     has_use = any(tensor is not None and tensor.dtype in ROUNDED for tensor in (block.param, block.buffer))
     if hyper.rounding is None or not has_use:
         return None
-    return random_words(key_of_parameter(hyper.rounding, block.number), block.places())
+    return random_numbers(key_of_parameter(hyper.rounding, block.number), block.places())
 
 
 def _write(target: torch.Tensor, values: torch.Tensor, random: torch.Tensor | None) -> None:
@@ -109,7 +109,7 @@ def _multi_tensor(batch: list[Block], hyper: StepHyperparameters, lr: float, dty
     _, momentum, rho, eps, weight_decay, maximize, lr_scale, bound, squares, _ = hyper
     params = [block.param for block in batch]
     grads = [block.grad.to(dtype) for block in batch]
-    words = [_words(block, hyper) for block in batch]
+    random = [_random(block, hyper) for block in batch]
     if maximize:
         grads = list(torch._foreach_neg(grads))
     means = grads
@@ -118,7 +118,7 @@ def _multi_tensor(batch: list[Block], hyper: StepHyperparameters, lr: float, dty
         means = [buffer.to(dtype) for buffer in buffers]
         torch._foreach_lerp_(means, grads, 1 - momentum)
         if buffers[0].dtype != dtype:
-            _write_all(buffers, means, [None if word is None else lower_half(word) for word in words])
+            _write_all(buffers, means, random)
     if squares is not None:
         for mean in means:
             squares.add(_squares(mean), mean.numel())
@@ -143,7 +143,7 @@ def _multi_tensor(batch: list[Block], hyper: StepHyperparameters, lr: float, dty
             torch._foreach_pow_(scales, -rho)
         torch._foreach_addcmul_(thetas, means, scales, -update_lr)
     if params[0].dtype != dtype:
-        _write_all(params, thetas, [None if word is None else upper_half(word) for word in words])
+        _write_all(params, thetas, random)
 
 
 def _write_all(targets: list[torch.Tensor], values: list[torch.Tensor], random: list[torch.Tensor | None]) -> None:

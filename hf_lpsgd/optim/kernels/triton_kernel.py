@@ -140,10 +140,9 @@ def _rounded(value, random, DTYPE: tl.constexpr):
     elif DTYPE == tl.float16:  # noqa: SIM300
         magnitude = bits & 0x7FFFFFFF
         normal = (magnitude - 0x38000000 + (random >> 3)) >> 13
-        steps = tl.minimum(tl.abs(value) * 16777216.0, 2048.0)
-        whole = steps.to(tl.int32)
-        part = ((steps - whole.to(tl.float32)) * 65536.0).to(tl.uint32)
-        half = tl.where(magnitude < 0x38800000, whole.to(tl.uint32) + ((part + random) >> 16), normal)
+        shift = tl.minimum(tl.maximum(112 - (magnitude >> 23).to(tl.int32), 0), 31).to(tl.uint32)
+        units = (((magnitude & 0x7FFFFF) | 0x800000) << 2) >> shift
+        half = tl.where(magnitude < 0x38800000, (units + random) >> 16, normal)
         half = tl.where(magnitude >= 0x47800000, 0x7C00, half)
         half = tl.where(magnitude > 0x7F800000, 0x7E00, half)
         return (half | ((bits >> 16) & 0x8000)).to(tl.uint16).to(tl.float16, bitcast=True)
@@ -178,13 +177,15 @@ def _update(
     offsets = tl.arange(0, BLOCK)
     mask = None if WHOLE else offsets < remaining
     if STOCHASTIC:
-        words = (first + offsets.to(tl.uint32)) ^ key0
+        places = first + offsets.to(tl.uint32)
+        words = (places >> 1) ^ key0
         words ^= words >> 16
         words *= 0x21F0AAAD
         words ^= words >> 15
         words += key1
         words *= 0xD35A2D97
         words ^= words >> 15
+        random = tl.where((places & 1) == 0, words & 0xFFFF, words >> 16)
     params, grads, buffers = params + offsets, grads + offsets, buffers + offsets
     param = tl.load(params, mask=mask).to(tl.float32)
     mean = sign * tl.load(grads, mask=mask).to(tl.float32)
@@ -194,7 +195,7 @@ def _update(
         change = mean - buffer
         mean = tl.where(grad_weight < 0.5, buffer + grad_weight * change, mean - (1.0 - grad_weight) * change)
         if STOCHASTIC:
-            tl.store(buffers, _rounded(mean, words & 0xFFFF, buffers.dtype.element_ty), mask=mask)
+            tl.store(buffers, _rounded(mean, random, buffers.dtype.element_ty), mask=mask)
         else:
             tl.store(buffers, mean.to(buffers.dtype.element_ty), mask=mask)
     if MEASURE:
@@ -220,6 +221,6 @@ def _update(
     scale = tl.where((magnitude > 3.4028234663852886e38) & (rho > 0.0), 0.0, scale)
     param = (1.0 - lr * weight_decay) * param - (lr * lr_scale * mean) * scale
     if STOCHASTIC:
-        tl.store(params, _rounded(param, words >> 16, params.dtype.element_ty), mask=mask)
+        tl.store(params, _rounded(param, random, params.dtype.element_ty), mask=mask)
     else:
         tl.store(params, param.to(params.dtype.element_ty), mask=mask)
