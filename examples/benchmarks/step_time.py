@@ -58,19 +58,26 @@ class Contender:
     Attributes:
         name: what tables call it.
         make: makes it, of parameters.
-        state: tensors of the parameter's size that it keeps; each is read and written in a step.
     """
 
     name: str
     make: Callable[[Parameters], Optimizer]
-    state: int
-
-    def bytes_moved(self, parameters: Parameters) -> int:
-        """The least that must be read and written: parameter and state both, and the gradient read."""
-        return sum(p.numel() * p.element_size() * (3 + 2 * self.state) for p in parameters)
 
 
-def contenders(device: torch.device) -> list[Contender]:
+def large_state(optimizer: Optimizer) -> Iterator[tuple[torch.Tensor, str, torch.Tensor]]:
+    """The tensors of a parameter's shape that an optimizer keeps, with the parameter and the name."""
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.dim() > 0:
+                yield parameter, key, value
+
+
+def bytes_moved(parameters: Parameters, optimizer: Optimizer) -> int:
+    """The least that a step must read and write: parameter and state both, and the gradient read."""
+    return sum(3 * p.nbytes for p in parameters) + sum(2 * value.nbytes for *_, value in large_state(optimizer))
+
+
+def contenders(device: torch.device, dtype: torch.dtype) -> list[Contender]:
     """All optimizers, each in every implementation that there is on `device`."""
     foreach, fused, triton = ({name: True} for name in ("foreach", "fused", "triton"))
     ours = {"default": {}, "single": {"foreach": False}, "foreach": foreach}
@@ -78,18 +85,25 @@ def contenders(device: torch.device) -> list[Contender]:
         ours["fused"] = fused
     torchs = {"foreach": foreach, "fused": fused}
     lions = {"foreach": foreach, **({"triton": triton} if device.type == "cuda" else {})}
-    kinds: tuple[tuple[str, Callable[..., Optimizer], int, dict[str, dict[str, bool]]], ...] = (
-        ("LPSGDM", LPSGDM, 1, ours),
-        ("LPSGD", LPSGD, 0, ours),
-        ("LPSGDM, grad_rms", partial(LPSGDM, grad_rms=1e-3), 1, {"given": {}}),
-        ("LPSGDM, grad_rms", _always_measuring, 1, {"measured": {}}),
-        ("SGD, momentum", partial(SGD, momentum=0.9), 1, torchs),
-        ("AdamW", AdamW, 2, torchs),
-        ("Lion (optimi)", Lion, 1, lions),
+    other = "float32" if dtype == torch.bfloat16 else "bfloat16"
+    rounded = (
+        {"rounding": "stochastic"} if dtype != torch.float32 else {"momentum_dtype": other, "rounding": "stochastic"}
+    )
+    kinds: tuple[tuple[str, Callable[..., Optimizer], dict[str, dict[str, Any]]], ...] = (
+        ("LPSGDM", LPSGDM, ours),
+        ("LPSGD", LPSGD, ours),
+        ("LPSGDM, grad_rms", partial(LPSGDM, grad_rms=1e-3), {"given": {}}),
+        ("LPSGDM, grad_rms", _always_measuring, {"measured": {}}),
+        ("LPSGDM", LPSGDM, {f"{other} momentum": {"momentum_dtype": other}}),
+        ("LPSGDM", LPSGDM, {f"{'bfloat16 momentum, ' * (dtype == torch.float32)}stochastic rounding": rounded}),
+        ("LPSGD", LPSGD, {"stochastic rounding": {"rounding": "stochastic"}} if dtype != torch.float32 else {}),
+        ("SGD, momentum", partial(SGD, momentum=0.9), torchs),
+        ("AdamW", AdamW, torchs),
+        ("Lion (optimi)", Lion, lions),
     )
     return [
-        Contender(f"{name}, {how}", partial(kind, lr=RATE, **options), state)
-        for name, kind, state, ways in kinds
+        Contender(f"{name}, {how}", partial(kind, lr=RATE, **options))
+        for name, kind, ways in kinds
         for how, options in ways.items()
     ]
 
@@ -115,10 +129,9 @@ def make_parameters(shapes: list[tuple[int, ...]], device: torch.device, dtype: 
 
 def share_state(optimizer: Optimizer, other: Optimizer) -> None:
     """Let `optimizer` keep its large tensors in those of `other`, of the same kind."""
-    for parameter, state in optimizer.state.items():
-        for key, value in state.items():
-            if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.dim() > 0:
-                state[key] = other.state[parameter][key]
+    for parameter, key, value in large_state(optimizer):
+        if other.state[parameter][key].dtype == value.dtype:
+            optimizer.state[parameter][key] = other.state[parameter][key]
 
 
 def copier(count: int, device: torch.device) -> Callable[[], None]:
@@ -171,7 +184,7 @@ def measure(shapes: list[tuple[int, ...]], device: torch.device, dtype: torch.dt
     peaks: dict[str, int] = {}
     moved: dict[str, int] = {}
     first_of_kind: dict[type[Optimizer], Optimizer] = {}
-    for contender in contenders(device):
+    for contender in contenders(device, dtype):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # optimi's, of its own foreach
             optimizer = contender.make(parameters)
@@ -180,7 +193,7 @@ def measure(shapes: list[tuple[int, ...]], device: torch.device, dtype: torch.dt
         optimizer.step()
         peaks[contender.name] = peak_of(optimizer.step, device)
         steps[contender.name] = optimizer.step
-        moved[contender.name] = contender.bytes_moved(parameters)
+        moved[contender.name] = bytes_moved(parameters, optimizer)
     moved[COPY] = moved["LPSGDM, default"]
     steps[COPY] = copier(moved[COPY], device)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
@@ -212,7 +225,16 @@ def rows(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     # Where the host does the work there is no other time to tell.
     runs_ahead = any(values["median_host_seconds"] != values["median_seconds"] for values in of.values())
     host = ("host ms",) if runs_ahead else ()
-    yield "optimizer", "ms", "quartiles", *host, "of copy rate", *(f"/ {name}" for name in YARDSTICKS), "peak extra MB"
+    yield (
+        "optimizer",
+        "ms",
+        "quartiles",
+        *host,
+        "GB per second",
+        "of copy rate",
+        *(f"/ {name}" for name in YARDSTICKS),
+        "peak extra MB",
+    )
     for name, values in of.items():
         seconds, peak = values["median_seconds"], values["peak_extra_bytes"]
         low, high = quartiles(values["seconds"])
@@ -221,6 +243,7 @@ def rows(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             f"{seconds * 1e3:.2f}",
             f"{low * 1e3:.2f} to {high * 1e3:.2f}",
             *([f"{values['median_host_seconds'] * 1e3:.2f}"] if runs_ahead else []),
+            f"{values['bytes_moved'] / seconds / 1e9:.1f}",
             f"{values['bytes_moved'] / seconds / copied_per_second:.0%}",
             *(f"{seconds / of[yardstick]['median_seconds']:.2f}" for yardstick in YARDSTICKS),
             "" if peak is None else f"{peak / 1e6:.1f}",

@@ -41,14 +41,16 @@ class Data:
         (inputs, labels) = self.train
         return replace(self, train=(inputs[:cut], labels[:cut]), test=(inputs[cut:], labels[cut:]))
 
-    def on(self, device: str) -> "Data":
-        """The same on a device."""
-        test = None if self.test is None else _on(device, self.test)
-        return replace(self, train=_on(device, self.train), held_out=_on(device, self.held_out), test=test)
+    def on(self, device: str, dtype: torch.dtype) -> "Data":
+        """The same on a device, with inputs of `dtype` unless they are tokens."""
+        test = None if self.test is None else _on(device, dtype, self.test)
+        train, held_out = _on(device, dtype, self.train), _on(device, dtype, self.held_out)
+        return replace(self, train=train, held_out=held_out, test=test)
 
 
-def _on(device: str, examples: Examples) -> Examples:
-    return examples[0].to(device), examples[1].to(device)
+def _on(device: str, dtype: torch.dtype, examples: Examples) -> Examples:
+    inputs, labels = examples
+    return inputs.to(device, dtype if inputs.is_floating_point() else inputs.dtype), labels.to(device)
 
 
 def use_cifar10(name: str) -> None:

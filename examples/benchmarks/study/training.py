@@ -33,7 +33,8 @@ def train(cell: dict[str, Any], device: str = "cpu", watch: Watch | None = None)
 
     Args:
         cell: `task`, `optimizer`, `rate`, `seed`, and `options`: those of the optimizer's constructor, and
-            `p_schedule`, `p_granularity`, and `clip`, the largest norm of the gradient, 0 for none. `split` is
+            `p_schedule`, `p_granularity`, `clip`, the largest norm of the gradient, 0 for none, and `dtype`, that of
+            the weights, the activations and the gradients. `split` is
             `validation` where the accuracy is that on the examples held out, `test` where it is that on the test
             data, along with a curve over training. Without it there are no test data, and all others are trained on.
         device: what to train on.
@@ -66,10 +67,11 @@ def accuracy_of(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
 def _train_by_loop(cell: dict[str, Any], device: str, watch: Watch | None) -> dict[str, Any]:
     task = TASKS[cell["task"]]
     data = task.data().with_test() if "split" in cell else task.data()
-    data = data.on(device)
     torch.manual_seed(cell["seed"])
-    model = task.model().to(device)
     options = dict(cell["options"])
+    dtype = getattr(torch, options.pop("dtype", "float32"))
+    data = data.on(device, dtype)
+    model = task.model().to(device, dtype)
     tie = {name: options.pop(name) for name in ("p_schedule", "p_granularity") if name in options}
     clip = options.pop("clip", CLIP)
     optimizers = make_optimizers(model, cell["optimizer"], cell["rate"], options)
@@ -108,7 +110,7 @@ def _train_by_loop(cell: dict[str, Any], device: str, watch: Watch | None) -> di
         batch = order[place * task.batch_size :][: task.batch_size]
         if watch is not None:
             watch(step, steps, model, optimizers[0])
-        loss = cross_entropy(model(inputs[batch]).flatten(0, -2), labels[batch].flatten())
+        loss = cross_entropy(model(inputs[batch]).flatten(0, -2).float(), labels[batch].flatten())
         loss.backward()
         if clip:
             torch.nn.utils.clip_grad_norm_(parameters, clip)

@@ -52,13 +52,15 @@ def test_the_cells_are_all_combinations_seed_by_seed():
     }
 
 
-@pytest.mark.parametrize("name", ["grad_rms", "grad_rms_variants", "defaults", "momentum", "optimizers", "ablations"])
+@pytest.mark.parametrize(
+    "name", ["grad_rms", "grad_rms_variants", "defaults", "momentum", "optimizers", "ablations", "precision"]
+)
 def test_the_studies_of_the_repository_name_tasks_and_optimizers_that_there_are(name):
     study = yaml.safe_load((run_study.HERE / "studies" / f"{name}.yaml").read_text())
     cells = list(run_study.cells_of(study))
     assert {cell["task"] for cell in cells} <= set(tasks.TASKS)
     for cell in {json.dumps([cell["optimizer"], cell["options"]]): cell for cell in cells}.values():
-        of_the_loop = ("p_schedule", "p_granularity", "clip")
+        of_the_loop = ("p_schedule", "p_granularity", "clip", "dtype")
         options = {name: value for name, value in cell["options"].items() if name not in of_the_loop}
         if cell["optimizer"] != "Lion":
             make_optimizers(torch.nn.Linear(2, 2), cell["optimizer"], cell["rate"], options)
