@@ -9,6 +9,7 @@ gradient. Writes results.json, with the command, the commit, the versions and th
 
 import argparse
 import json
+import math
 import multiprocessing
 from pathlib import Path
 from statistics import mean, median
@@ -51,6 +52,7 @@ def measure(task: str, model: nn.Module, probes: int) -> dict[str, Any]:
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
     shares = promised_decrease(gradient, curvature)
+    noise = noise_to_signal(small)
     by_batch = [promised_decrease(piece, curvature) for piece in small]
     return {
         "shares": {f"{p:g}": float(f"{share:.4g}") for p, share in shares.items()},
@@ -58,7 +60,7 @@ def measure(task: str, model: nn.Module, probes: int) -> dict[str, Any]:
         "best_p_of_small_batches": [best_order(piece) for piece in by_batch],
         "gradient_spread": float(f"{spread(gradient):.4g}"),
         "curvature_spread": float(f"{spread(curvature):.4g}"),
-        "gradient_noise": float(f"{noise_to_signal(small):.4g}"),
+        "gradient_noise": float(f"{noise:.4g}") if math.isfinite(noise) else None,
     }
 
 
@@ -87,23 +89,33 @@ def run(wanted: dict[str, Any]) -> dict[str, Any]:
 def table(results: list[dict[str, Any]]) -> str:
     lines = [
         "| task | optimizer | best p at the start | in the middle | at the end | least and most that p = 2 promises, "
-        "of the best | spread of the gradient, start and end | of the Hessian's diagonal | noise, start and end |",
+        "of the best | spread of the gradient, start and end | of the Hessian's diagonal | "
+        "noise, start, middle and end |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for task, name in dict.fromkeys((result["task"], result["optimizer"]) for result in results):
         of_runs = [result["points"] for result in results if (result["task"], result["optimizer"]) == (task, name)]
-        middle = len(of_runs[0]) // 2
-        best = [f"{median(points[place]['best_p'] for points in of_runs):g}" for place in (0, middle, -1)]
+        places = (0, len(of_runs[0]) // 2, -1)
+        best = [f"{median(points[place]['best_p'] for points in of_runs):g}" for place in places]
         of_two = [point["shares"]["2"] for points in of_runs for point in points]
         ends = [
             " and ".join(f"{mean(points[place][key] for points in of_runs):.3g}" for place in (0, -1))
-            for key in ("gradient_spread", "curvature_spread", "gradient_noise")
+            for key in ("gradient_spread", "curvature_spread")
         ]
+        ends.append(
+            ", ".join(noise_in_words([points[place]["gradient_noise"] for points in of_runs]) for place in places)
+        )
         lines.append(
             f"| {task} | {name} | " + " | ".join(best) + f" | {min(of_two):.3f} to {max(of_two):.3f} | "
             "" + " | ".join(ends) + " |"
         )
     return "\n".join(lines) + "\n"
+
+
+def noise_in_words(values: list[float | None]) -> str:
+    """Their median; no noise is told where it hides the gradient."""
+    middle = median(math.inf if value is None else value for value in values)
+    return f"{middle:.2g}" if math.isfinite(middle) else "too large to tell"
 
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
