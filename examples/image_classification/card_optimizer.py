@@ -28,9 +28,9 @@ _IMPLEMENTATIONS = {"single": "one tensor at a time"}
 
 def record_of(trainer: Any) -> Any:
     """The record of LPSGD or of LPSGDM; None where the optimizer is another."""
-    optimizer = unwrap_optimizer(trainer.optimizer)
-    if optimizer is None:
-        return OPTIMIZERS.get(name_of(trainer.args.optim))
+    optimizer, asked = unwrap_optimizer(trainer.optimizer), OPTIMIZERS.get(name_of(trainer.args.optim))
+    if optimizer is None or (asked is not None and type(optimizer) is asked.cls):
+        return asked
     for kind in type(optimizer).__mro__:
         for record in OPTIMIZERS.values():
             if record.cls is kind:

@@ -6,7 +6,7 @@ All of them keep one contract:
 - The triples of one call lie on one device. They have the same dtypes: one for all parameters, one for all gradients
   and one for all buffers.
 - The arithmetic is in float32 (in float64 for float64 parameters), whatever the dtypes. A result is rounded once,
-  when it is written.
+  when it is written: to the nearest, or by the random numbers of `rounding.py`, the same in all of them.
 - What a call allocates stays below a constant, but for the tables of the CUDA kernel: 4 bytes per 1,024 elements.
 - No kernel knows of another. [`hf_lpsgd.optim.functional`][] chooses between them.
 

@@ -43,3 +43,10 @@ def test_a_licence_is_that_of_the_flag_or_of_the_model_that_was_started_from(run
     assert card_of(run_example(*TRAIN, "--train_dir", birds, *start, "--license", "cc0-1.0")).data.license == "cc0-1.0"
     (given.folder / "README.md").unlink()
     assert card_of(run_example(*TRAIN, "--train_dir", birds, *start)).data.license is None
+
+
+def test_the_card_names_the_optimizer_that_was_asked_for(run_example, birds):
+    layerwise = [flag if flag != "lpsgdm" else "lpsgdm_layerwise" for flag in TRAIN]
+    card = card_of(run_example(*layerwise, "--max_grad_norm", "0", "--train_dir", birds, *TINY))
+    assert "lpsgdm_layerwise" in card.data.tags
+    assert "| optimizer | `lpsgdm_layerwise` |" in card.text
