@@ -29,7 +29,7 @@ demo: setup
 	@echo "demo: image classification with LPSGDM"
 	@$(BIN)/python examples/image_classification/run_image_classification.py $(DEMO_ARGS)
 
-# The digits of the study: no data to load, and some ten minutes on two cores.
+# The digits of the study: no data to load, and five minutes on two cores.
 study: setup
 	@echo "study: AdamW, Lion, SGD, LPSGD and LPSGDM on the digits, into runs/study"
 	@$(BIN)/python examples/benchmarks/run_study.py examples/benchmarks/studies/optimizers.yaml --output_dir runs/study \

@@ -35,9 +35,14 @@ def of_whole_seeds(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [cell for cell in cells if number[cell["task"], cell["seed"]] == most[cell["task"]]]
 
 
-def common_rate(family: list[dict[float, list[float]]]) -> tuple[float, float]:
-    """The one rate at which the member that loses most to its own best rate loses least, and that loss."""
+def common_rate(family: list[dict[float, list[float]]]) -> tuple[float, float] | None:
+    """The one rate at which the member that loses most to its own best rate loses least, and that loss.
+
+    None where no rate was tried with all members.
+    """
     rates = set.intersection(*(set(member) for member in family))
+    if not rates:
+        return None
     losses = {
         rate: max(mean(member[best_rate(member)]) - mean(member[rate]) for member in family) for rate in sorted(rates)
     }
@@ -61,8 +66,9 @@ def carry_over(found: Accuracies) -> list[str]:
     families: dict[str, dict[str, list[dict[float, list[float]]]]] = defaultdict(lambda: defaultdict(list))
     for task, contenders in found.items():
         for title, of_rates in contenders.items():
-            if "p_max" in title:
+            if title.startswith("LPSGD"):
                 families[family_of(title)][task].append(of_rates)
+    families = {family: members for family, members in families.items() if any(len(of) > 1 for of in members.values())}
     lines = ["| LPSGDM with | " + " | ".join(found) + " |", "| --- |" + " ---: |" * len(found)]
     for family, of_task in families.items():
         cells = []
@@ -70,8 +76,10 @@ def carry_over(found: Accuracies) -> list[str]:
             if task not in of_task:
                 cells.append("")
                 continue
-            rate, loss = common_rate(of_task[task])
-            cells.append(f"{100 * loss:.1f} at {rate:g}")
+            found_rate = common_rate(of_task[task])
+            cells.append(
+                "no rate in common" if found_rate is None else f"{100 * found_rate[1]:.1f} at {found_rate[0]:g}"
+            )
         lines.append(f"| {way_of(family)} | " + " | ".join(cells) + " |")
     return lines
 

@@ -18,6 +18,8 @@ SHARE = 0.95
 class Tested:
     """The cells of a study with a test, and what is asked of them."""
 
+    __test__ = False  # pytest looks for classes of this name
+
     def __init__(self, cells: Cells, first_rates: dict[str, float]) -> None:
         """first_rates: by title of the contender, the rate that a user would try first."""
         self.first_rates = first_rates
