@@ -162,7 +162,7 @@ def report_of_test(cells: list[dict[str, Any]], study: dict[str, Any], path: Pat
     """The tables of a study with a test; draws its figure."""
     first_rates = {
         title_of({"optimizer": contender["optimizer"], "options": options}): float(contender["first_rate"])
-        for task in study["tasks"]
+        for task in dict.fromkeys(cell["task"] for cell in cells)  # the last run may have been one of a few tasks
         for contender, options in contenders_of(study, task)
     }
     tested = Tested([cell for cell in cells if title_of(cell) in first_rates], first_rates)
