@@ -16,7 +16,7 @@ fail_if = $(if $(strip $(1)),$(error $(strip $(1))))
 
 help:
 	@echo "make demo     train a small image classifier with LPSGDM on scikit-learn's digits (flags: DEMO_ARGS)"
-	@echo "make study    compare LPSGD and LPSGDM with AdamW, Lion and SGD on the digits, in some 10 minutes"
+	@echo "make study    compare LPSGD and LPSGDM with AdamW, Lion and SGD on the digits, in some 5 minutes"
 	@echo "make test     what make check does, then the tests (flags for pytest: PYTEST_ARGS)"
 	@echo "make check    lint, format, types and the direction of imports only"
 	@echo "make docs     build the pages of docs/ into site/; a broken link, anchor or reference fails"

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from .optim import OPTIMIZERS
-from .optim.functional import default_implementation
+from .optim.functional import default_implementation, why_distrusted
 from .optim.kernels import cpu
 from .version import __version__
 
@@ -70,5 +70,10 @@ def _devices() -> Iterator[tuple[str, str]]:
 
 def _implementation(device: torch.device) -> str:
     name, why_not_fused = default_implementation(device)
+    if name == "fused":
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            wrong = why_distrusted(device, (dtype, dtype, dtype))
+            if wrong is not None:
+                return f"fused, but it is wrong: {wrong}"
     words = {"single": "one tensor at a time"}.get(name, name)
     return words if why_not_fused is None else f"{words}; not fused: {why_not_fused}"

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from .kernels import FUSED_KERNELS, torch_ops
+from .kernels import FUSED_KERNELS, self_check, torch_ops
 from .kernels.rounding import StochasticRounding
+from .kernels.self_check import Dtypes
 from .kernels.tensors import (
     PLAIN_TENSOR_TYPES,
     ParamGradBuffer,
@@ -220,7 +221,7 @@ def _update(
     for (device, dtypes), of_kind in by_kind.items():
         rest = [local(triple) for triple in of_kind]
         if fused or (fused is None and foreach is None and _is_fused_by_default(device)):
-            rest = _update_by_kernel(device, dtypes, rest, hyper)
+            rest = _update_by_kernel(device, dtypes, rest, hyper, is_demanded=bool(fused))
         if rest:
             use_foreach = device.type in _FOREACH_DEVICES if foreach is None else foreach
             torch_ops.step(rest, hyper, foreach=use_foreach)
@@ -231,6 +232,7 @@ def _update_by_kernel(
     dtypes: tuple[torch.dtype | None, ...],
     triples: list[ParamGradBuffer],
     hyper: StepHyperparameters,
+    is_demanded: bool,
 ) -> list[ParamGradBuffer]:
     """Update those of `triples` that the device's fused kernel can update, and return the others."""
     kernel = FUSED_KERNELS.get(device.type)
@@ -242,6 +244,8 @@ def _update_by_kernel(
         (fitting if _fits_kernel(triple) else others).append(triple)
     if not fitting:
         return others
+    if (device, dtypes) not in _proved and not _prove(device, dtypes, is_demanded):
+        return triples
     if not kernel.step(fitting, hyper):
         return triples
     for param, _, buffer, _ in fitting:
@@ -249,6 +253,42 @@ def _update_by_kernel(
         if buffer is not None:
             increment_version(buffer)
     return others
+
+
+# What the kernels of this process compute wrongly, by device and dtypes; None where nothing was found.
+_found_wrong: dict[tuple[torch.device, Dtypes], str | None] = {}
+_proved: set[tuple[torch.device, Dtypes]] = set()
+
+
+def why_distrusted(device: torch.device, dtypes: Dtypes) -> str | None:
+    """What the fused kernel of `device` computes wrongly on tensors of these dtypes; None if nothing was found.
+
+    The first call for a device and dtypes compares it with torch's own operations; later ones know.
+    """
+    key = (device, dtypes)
+    if key not in _found_wrong:
+        _found_wrong[key] = self_check.why_wrong(FUSED_KERNELS[device.type].step, device, dtypes)
+    return _found_wrong[key]
+
+
+def _prove(device: torch.device, dtypes: Dtypes, is_demanded: bool) -> bool:
+    """Whether the kernel can be trusted with tensors of these dtypes; warns where it cannot."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return False  # a capture cannot wait for results; it is proved by a step before or after
+    is_known = (device, dtypes) in _found_wrong
+    wrong = why_distrusted(device, dtypes)
+    if wrong is None:
+        _proved.add((device, dtypes))
+        return True
+    message = (
+        f"the fused kernel of hf_lpsgd for {device.type} computes something else than torch here: {wrong}. Please "
+        "report this, with the output of python -m hf_lpsgd --env"
+    )
+    if is_demanded:
+        raise ValueError(f"Invalid fused: True. {message[0].upper()}{message[1:]}. Until then, leave fused=None.")
+    if not is_known:
+        warnings.warn(f"Torch's own operations are used: {message}.", stacklevel=2)
+    return False
 
 
 def _fits_kernel(triple: ParamGradBuffer) -> bool:

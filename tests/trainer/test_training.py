@@ -57,6 +57,7 @@ def test_the_fused_step_is_used_as_optim_args_say_and_by_default(optim_args, fus
         pytest.skip("hf_lpsgd was installed without its CPU kernel")
     calls = []
     real = cpu.step
+    make_trainer(optim_args=optim_args, max_steps=1).train()  # which proves the kernel, once per process
     monkeypatch.setattr(cpu, "step", lambda triples, hyper: calls.append(len(triples)) or real(triples, hyper))
     trainer = make_trainer(optim_args=optim_args, max_steps=3)
     trainer.train()

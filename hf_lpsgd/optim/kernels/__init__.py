@@ -8,7 +8,8 @@ All of them keep one contract:
 - The arithmetic is in float32 (in float64 for float64 parameters), whatever the dtypes. A result is rounded once,
   when it is written: to the nearest, or by the random numbers of `rounding.py`, the same in all of them.
 - What a call allocates stays below a constant, but for the tables of the CUDA kernel: 4 bytes per 1,024 elements.
-- No kernel knows of another. [`hf_lpsgd.optim.functional`][] chooses between them.
+- No kernel knows of another. [`hf_lpsgd.optim.functional`][] chooses between them, and before it first uses a fused
+  kernel on a device, `self_check` compares it with torch's own operations there.
 
 `torch_ops` updates any tensors. A fused kernel updates dense tensors whose triple shares one memory order, and has the
 interface of [`FusedKernel`][hf_lpsgd.optim.kernels.FusedKernel].

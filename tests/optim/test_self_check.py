@@ -1,0 +1,191 @@
+"""A fused kernel that computes something wrong is found out before it is used, and told of once."""
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+from hf_lpsgd import LPSGD, LPSGDM
+from hf_lpsgd.environment import describe_environment
+from hf_lpsgd.optim import functional
+from hf_lpsgd.optim.kernels import cpu, self_check, torch_ops
+
+CPU = torch.device("cpu")
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+IN_USE = [
+    (F32, F32, F32),
+    (F32, F32, None),
+    (BF16, BF16, BF16),
+    (BF16, BF16, None),
+    (F16, F16, F16),
+    (F32, F32, BF16),
+    (BF16, BF16, F32),
+    (F32, BF16, F32),
+]
+
+
+def torch_step(triples, hyper):
+    torch_ops.step(triples, hyper, foreach=True)
+    return True
+
+
+def wrong_exponent(triples, hyper):
+    return torch_step(triples, hyper._replace(rho=hyper.rho * 1.001))
+
+
+def skipped_tail(triples, hyper):
+    def cut(tensor):
+        return None if tensor is None else tensor[: max(len(tensor) // 16 * 16, 1)]
+
+    shorter = [
+        triple._replace(**dict(zip(("param", "grad", "buffer"), map(cut, triple[:3]), strict=True)))
+        for triple in triples
+    ]
+    return torch_step(shorter, hyper)
+
+
+def rounding_towards_zero(triples, hyper):
+    exact = [triple._replace(param=triple.param.float()) for triple in triples]
+    torch_step(exact, hyper)
+    for triple, twin in zip(triples, exact, strict=True):
+        if triple.param.dtype == BF16:
+            triple.param.copy_((twin.param.view(torch.int32) & -65536).view(F32))
+        else:
+            triple.param.copy_(twin.param)
+    return True
+
+
+def no_momentum(triples, hyper):
+    return torch_step([triple._replace(buffer=None) for triple in triples], hyper)
+
+
+def no_decay(triples, hyper):
+    return torch_step(triples, hyper._replace(weight_decay=0.0))
+
+
+def no_bound(triples, hyper):
+    return torch_step(triples, hyper._replace(bound=float("inf")))
+
+
+def nearest_always(triples, hyper):
+    return torch_step(triples, hyper._replace(rounding=None))
+
+
+def other_random_numbers(triples, hyper):
+    return torch_step([triple._replace(number=triple.number + 1) for triple in triples], hyper)
+
+
+def raising(triples, hyper):
+    raise RuntimeError("no such instruction")
+
+
+def not_made(triples, hyper):
+    return False
+
+
+def not_a_number(triples, hyper):
+    torch_step(triples, hyper)
+    triples[1].param[7] = float("nan")
+    return True
+
+
+@pytest.mark.parametrize("dtypes", IN_USE, ids=str)
+def test_torchs_foreach_operations_and_the_cpu_kernel_agree_with_torchs_single_ones(dtypes):
+    assert self_check.why_wrong(torch_step, CPU, dtypes) is None
+    if cpu.instructions() is not None:
+        assert self_check.why_wrong(cpu.step, CPU, dtypes) is None
+
+
+@pytest.mark.parametrize(
+    ("step", "dtypes", "said"),
+    [
+        (
+            wrong_exponent,
+            IN_USE[0],
+            "in a step with float32 parameters, float32 gradients, float32 momentum, a parameter",
+        ),
+        (skipped_tail, IN_USE[0], "a parameter is"),
+        (skipped_tail, IN_USE[3], "a parameter is"),
+        (rounding_towards_zero, IN_USE[2], "a parameter is"),
+        (no_momentum, IN_USE[0], "a parameter is"),
+        (no_decay, IN_USE[1], "a parameter is"),
+        (no_bound, IN_USE[0], "in a bounded step"),
+        (nearest_always, IN_USE[2], "in a step with stochastic rounding"),
+        (other_random_numbers, IN_USE[5], "in a step with stochastic rounding"),
+        (raising, IN_USE[0], "a step fails with RuntimeError: no such instruction"),
+        (not_made, IN_USE[0], "a step fails with RuntimeError: it was not made"),
+        (not_a_number, IN_USE[0], "a parameter is nan and not"),
+    ],
+)
+def test_a_broken_kernel_is_found_out(step, dtypes, said):
+    assert said in self_check.why_wrong(step, CPU, dtypes)
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """The CPU kernel with a wrong exponent, and nothing known of it yet."""
+    if cpu.instructions() is None:
+        pytest.skip("hf_lpsgd was installed without its CPU kernel")
+    monkeypatch.setattr(functional, "_proved", set())
+    monkeypatch.setattr(functional, "_found_wrong", {})
+    monkeypatch.setattr(cpu, "step", wrong_exponent)
+
+
+def step_of(cls, **options):
+    torch.manual_seed(0)
+    param = torch.nn.Parameter(torch.randn(100))
+    param.grad = torch.randn(100)
+    optimizer = cls([param], lr=0.1, **options)
+    optimizer.step()
+    return param.detach()
+
+
+@pytest.mark.parametrize("cls", [LPSGD, LPSGDM])
+def test_a_broken_kernel_is_not_used_and_told_of_once(cls, broken):
+    with pytest.warns(
+        UserWarning, match=r"Torch's own operations are used: the fused kernel .* python -m hf_lpsgd --env"
+    ):
+        used = step_of(cls)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = step_of(cls)
+    assert torch.equal(used, step_of(cls, foreach=False))
+    assert torch.equal(used, again)
+
+
+def test_a_broken_kernel_that_is_demanded_is_an_error_and_nothing_is_changed(broken):
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"Invalid fused: True\. The fused kernel .* leave fused=None\."):
+            step_of(LPSGDM, fused=True)
+
+
+def test_the_diagnosis_tells_of_a_broken_kernel(broken):
+    (line,) = [line for line in describe_environment().splitlines() if line.startswith("cpu:")]
+    assert "fused, but it is wrong: in a step with float32 parameters" in line
+
+
+def test_a_kernel_is_proved_once_for_each_kind_of_tensors(monkeypatch):
+    if cpu.instructions() is None:
+        pytest.skip("hf_lpsgd was installed without its CPU kernel")
+    monkeypatch.setattr(functional, "_proved", set())
+    monkeypatch.setattr(functional, "_found_wrong", {})
+    proved = []
+    real = self_check.why_wrong
+    monkeypatch.setattr(self_check, "why_wrong", lambda *args: proved.append(args[2]) or real(*args))
+    for _ in range(2):
+        step_of(LPSGDM)
+        step_of(LPSGD)
+        step_of(LPSGDM, momentum_dtype="bfloat16")
+        step_of(LPSGDM, foreach=False)
+    assert proved == [(F32, F32, F32), (F32, F32, None), (F32, F32, BF16)]
+
+
+def test_a_new_process_proves_its_kernel_without_changing_the_random_state():
+    code = (
+        "import torch; from hf_lpsgd import LPSGDM; p = torch.nn.Parameter(torch.ones(3)); p.grad = torch.ones(3); "
+        "torch.manual_seed(5); LPSGDM([p]).step(); one = torch.rand(1); torch.manual_seed(5); "
+        "assert torch.equal(one, torch.rand(1))"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=100)
