@@ -164,7 +164,7 @@ class PScheduleTie:
 
     def __post_init__(self) -> None:
         self._handle = self.optimizer.register_step_pre_hook(self._before_step)
-        self.optimizer._before_update = self._before_step
+        self.optimizer._before_update = self._set_p
 
     def get_p(self) -> list[float]:
         """The p that belongs to the present state of the LR scheduler, one value per param group."""
@@ -174,7 +174,8 @@ class PScheduleTie:
     def remove(self) -> None:
         """Cut the tie; p stays as it is."""
         self._handle.remove()
-        self.optimizer._before_update = None
+        if self.optimizer._before_update == self._set_p:
+            self.optimizer._before_update = None
         if getattr(self.optimizer, _TIE, None) is self:
             delattr(self.optimizer, _TIE)
 
@@ -189,12 +190,15 @@ class PScheduleTie:
         return any(one is self.lr_scheduler for one in held) or any(self.is_moved_by(member) for member in members)
 
     def _before_step(self, *_: Any) -> None:
+        self._set_p()
+        if self.moves_each_step:
+            self._notice_stillness()
+
+    def _set_p(self) -> None:
         loaded = self.optimizer._take_loaded_p()
         if loaded is not None:
             self._compare_with_loaded(*loaded)
         self._apply()
-        if self.moves_each_step:
-            self._notice_stillness()
 
     def _apply(self) -> None:
         for group, p in zip(self.optimizer.param_groups, self.get_p(), strict=True):

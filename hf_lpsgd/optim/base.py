@@ -24,6 +24,8 @@ from .options import (
     ROUNDING,
     ROUNDING_SEED,
     SATURATION,
+    Number,
+    NumberOrWord,
     Option,
     P,
     is_plainly_allowed,
@@ -109,6 +111,8 @@ class LpOptimizer(Optimizer):
             param_group.setdefault("p", param_group["p_max"])
             if grad_rms.takes_part(param_group):
                 grad_rms.join(param_group, self.param_groups)
+            if stochastic.takes_part(param_group):
+                stochastic.begin(param_group)
         super().add_param_group(param_group)
         try:
             self._check_params(self.param_groups[-1], where)
@@ -139,6 +143,8 @@ class LpOptimizer(Optimizer):
             for option in (*self.options, P):
                 if option is not LR and not is_plainly_allowed(option, group[option.name]):  # LR schedulers set lr
                     option.check(group[option.name], " in the loaded state")
+        if "defaults" in state:
+            loaded_state.add_options(state["defaults"], self.options)
         replaced = loaded_state.replaced_options(self.options, present, state.get("param_groups", ()))
         # Accelerate loads an optimizer's own state into it, which is no resume. A copy and a pickle are one.
         is_resume = not present or any(
@@ -237,7 +243,7 @@ class LpOptimizer(Optimizer):
         if squares is not None and grad_rms.takes_part(group):
             hyper["squares"] = squares
         if stochastic.takes_part(group):
-            hyper["rounding"] = stochastic.random_numbers(self.param_groups, group, indices)
+            hyper["rounding"] = stochastic.random_numbers(self._every_group(), group, indices)
         self._update_group(params, grads, buffers=self._buffers(group, params), **hyper)
 
     def _end_update(self, groups: Iterable[dict[str, Any]]) -> None:
@@ -315,7 +321,8 @@ class LpOptimizer(Optimizer):
             grad = param.grad
             if grad is None:
                 continue
-            self._check_gradient(group, index, grad)
+            if group["fused"] or grad.is_sparse or type(param) not in PLAIN_TENSOR_TYPES:
+                self._check_gradient(group, index, grad)
             call.params.append(param)
             call.grads.append(grad)
             call.indices.append(index)
@@ -347,12 +354,14 @@ class LpOptimizer(Optimizer):
             value = group[option.name]
             if is_plainly_allowed(option, value):
                 continue
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and isinstance(option, Number | NumberOrWord):
                 if value.numel() == 1:  # reading it would wait for its device
                     continue
             elif option is LR:  # an LR scheduler's rounding may leave it just below 0
                 continue
-            option.check(value, " in a param group")
+            checked = option.check(value, " in a param group")
+            if not isinstance(option, Number):
+                group[option.name] = checked
         if len(options) > 2:
             _check_implementation(group, " in a param group")
             self._settled[id(group)] = settled

@@ -114,8 +114,8 @@ def lpsgdm(
     All other arguments and the errors are those of [`lpsgd`][hf_lpsgd.optim.functional.lpsgd].
 
     Args:
-        momentum_buffers: the moving averages of the gradients, shaped as `params`, in float32 or in the parameter's
-            dtype, changed in place.
+        momentum_buffers: the moving averages of the gradients, shaped as `params`, in float32, bfloat16 or the
+            parameter's dtype, changed in place.
         momentum: decay of the moving average, in [0, 1).
     """
     hyper = _hyperparameters(
@@ -131,7 +131,8 @@ def _triples(
     rounding: StochasticRounding | None = None,
 ) -> list[ParamGradBuffer]:
     numbers = range(len(params)) if rounding is None or rounding.numbers is None else rounding.numbers
-    return [ParamGradBuffer(*pieces) for pieces in zip(params, grads, buffers, numbers, strict=True)]
+    # For each parameter and step, so by what costs least.
+    return [tuple.__new__(ParamGradBuffer, pieces) for pieces in zip(params, grads, buffers, numbers, strict=True)]
 
 
 def _hyperparameters(
@@ -293,12 +294,10 @@ def _prove(device: torch.device, dtypes: Dtypes, is_demanded: bool) -> bool:
 
 def _fits_kernel(triple: ParamGradBuffer) -> bool:
     """Whether a kernel that is given bare addresses can update it: plain tensors that share one memory order."""
-    param = triple[0]
+    param, grad, buffer, _ = triple
     device, shape = param.device, param.shape
     try:
-        for tensor in triple[:3]:
-            if tensor is None:
-                continue
+        for tensor in (param, grad) if buffer is None else (param, grad, buffer):
             if type(tensor) not in PLAIN_TENSOR_TYPES or tensor.device != device or tensor.shape != shape:
                 return False
             if tensor.is_neg() or not tensor.data_ptr():

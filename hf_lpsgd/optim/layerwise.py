@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, MutableMapping
 from threading import Lock
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from .base import Call, LpOptimizer
+from .grad_rms import takes_part
 from .kernels.tensors import SumOfSquares
 
-__all__ = ["StepInBackward", "step_in_backward"]
+__all__ = ["StepInBackward", "remove_those_of_trainers", "step_in_backward"]
+
+
+# What updates a parameter in the backward pass.
+_owners: MutableMapping[Tensor, StepInBackward] = WeakIdKeyDictionary()
 
 
 def step_in_backward(optimizer: LpOptimizer) -> StepInBackward:
@@ -22,9 +29,10 @@ def step_in_backward(optimizer: LpOptimizer) -> StepInBackward:
     The weights are those of the ordinary step, bit for bit, but for the first step with `grad_rms="auto"`: it only
     measures the gradients, and changes no weights. In a warm-up, where the first learning rate is 0, that is the same.
 
-    What needs all gradients at a time cannot be had: gradient clipping, the loss scaling of float16, accumulation over
-    several backward passes, more than one process. A model compiled by torch.compile is trained rightly, but holds
-    all of its gradients before it hands over the first.
+    What needs all gradients at a time cannot be had. Accumulation over several backward passes and more than one
+    process are refused when they are found. Gradient clipping and the loss scaling of float16 are yours to leave out:
+    `clip_grad_norm_` finds no gradients, and does nothing. A model compiled by torch.compile is trained rightly, but
+    holds all of its gradients before it hands over the first.
 
     Args:
         optimizer: an LPSGD or LPSGDM. Parameters that are frozen now are updated by `step` if they are not later.
@@ -34,10 +42,18 @@ def step_in_backward(optimizer: LpOptimizer) -> StepInBackward:
 
     Raises:
         TypeError: it is another optimizer.
-        ValueError: it makes its step in the backward pass already.
-        RuntimeError: raised by a later `backward()` that finds a parameter updated since the last `step()`.
+        ValueError: it, or another optimizer of one of its parameters, makes its step in the backward pass already.
+        RuntimeError: raised by a later `backward()` that finds a parameter updated since the last `step()`, or more
+            than one process.
     """
     return StepInBackward(optimizer)
+
+
+def remove_those_of_trainers(params: Iterable[Tensor]) -> None:
+    """Remove what Trainers attached to these parameters: a run that failed has left it behind."""
+    for owner in {_owners[param] for param in params if param in _owners}:
+        if owner.by_trainer:
+            owner.remove()
 
 
 class StepInBackward:
@@ -50,16 +66,19 @@ class StepInBackward:
             )
         if optimizer._in_backward is not None:
             raise ValueError("This optimizer makes its step in the backward pass already: remove that first.")
+        params = [param for group in optimizer.param_groups for param in group["params"] if param.requires_grad]
+        if any(param in _owners for param in params):
+            raise ValueError(
+                "Another optimizer updates one of these parameters in the backward pass: call remove() of what "
+                "step_in_backward returned for it."
+            )
         self._optimizer = optimizer
+        self.by_trainer = False
         self._lock = Lock()  # the backward pass runs in one thread per device
         self._updated: set[Tensor] = set()
         self._begin_anew()
-        self._handles = [
-            param.register_post_accumulate_grad_hook(self._update_in_backward)
-            for group in optimizer.param_groups
-            for param in group["params"]
-            if param.requires_grad
-        ]
+        self._handles = [param.register_post_accumulate_grad_hook(self._update_in_backward) for param in params]
+        _owners.update(dict.fromkeys(params, self))
         optimizer._in_backward = self
 
     def remove(self) -> None:
@@ -67,7 +86,10 @@ class StepInBackward:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._optimizer._in_backward = None
+        for param in [param for param, owner in _owners.items() if owner is self]:
+            del _owners[param]
+        if self._optimizer._in_backward is self:
+            self._optimizer._in_backward = None
 
     def finish(self) -> None:
         """End the update: `optimizer.step()` calls it."""
@@ -92,8 +114,8 @@ class StepInBackward:
                 raise RuntimeError(
                     f"A parameter of shape {tuple(param.shape)} has got a second gradient since the last "
                     "optimizer.step(). The step is made in the backward pass, so gradients cannot be accumulated: "
-                    "call optimizer.step() after each backward(), and use a gradient_accumulation_steps of 1 and "
-                    "no reentrant gradient checkpointing."
+                    "call optimizer.step() after each backward(), also after one that failed, and use a "
+                    "gradient_accumulation_steps of 1 and no reentrant gradient checkpointing."
                 )
             self._update(param)
             param.grad = None
@@ -102,13 +124,15 @@ class StepInBackward:
         optimizer = self._optimizer
         if not self._updated:
             self._begin()
+        if param not in self._places:  # its group was added since the update began
+            self._find_places()
         self._updated.add(param)
         group_index, index = self._places[param]
         group, grad = optimizer.param_groups[group_index], param.grad
         assert grad is not None
         optimizer._check_gradient(group, index, grad)
         call = Call(group, [param], [grad], [index])
-        if self._stage == "first":
+        if self._stage == "first" and takes_part(group):
             squares = self._squares.setdefault(group_index, SumOfSquares())
             optimizer._measure_call_ahead(call, squares)
             optimizer._update_call(call, 1.0, None, lr=0.0)
@@ -118,19 +142,30 @@ class StepInBackward:
 
     def _begin(self) -> None:
         optimizer = self._optimizer
+        runs = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if runs and torch.distributed.get_world_size() > 1:
+            raise RuntimeError(
+                f"A step in the backward pass cannot train with {torch.distributed.get_world_size()} processes: they "
+                "average their gradients afterwards. Use the ordinary step, or one process."
+            )
         if optimizer._before_update is not None:
             optimizer._before_update()
         optimizer._notice_no_tie()
-        for number, group in enumerate(optimizer.param_groups):
+        for group in optimizer.param_groups:
             optimizer._check_options_in_force(group)
-            self._places.update({param: (number, index) for index, param in enumerate(group["params"])})
+        self._find_places()
         self._stage = optimizer._begin_measuring()
-        if self._stage == "first" and any(float(group["lr"]) != 0 for group in optimizer.param_groups):
+        measuring = [group for group in optimizer.param_groups if takes_part(group)]
+        if self._stage == "first" and any(float(group["lr"]) != 0 for group in measuring):
             warnings.warn(
                 "The first step measures the gradients for grad_rms='auto', and changes no weights. With a warm-up, "
                 "where the first learning rate is 0, this is what the ordinary step does too.",
                 stacklevel=3,
             )
+
+    def _find_places(self) -> None:
+        for number, group in enumerate(self._optimizer.param_groups):
+            self._places.update({param: (number, index) for index, param in enumerate(group["params"])})
 
     def _end(self) -> None:
         optimizer = self._optimizer

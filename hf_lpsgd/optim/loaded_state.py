@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from . import grad_rms
+from . import grad_rms, stochastic
 from .options import (
     FOREACH,
     FUSED,
@@ -70,17 +70,24 @@ def _subclasses(cls: type[Any]) -> Iterator[type[Any]]:
 
 def add_what_older_versions_lack(group: dict[str, Any], options: Sequence[Option]) -> None:
     """Give a loaded group the entries that the version which wrote it did not know, with the meaning that it had."""
+    add_options(group, options)
     group.setdefault("p", group["p_max"])
-    group.setdefault("maximize", False)
-    for option in options:
-        if option in _BEFORE:
-            group.setdefault(option.name, _BEFORE[option])
-    if LR_FACTOR in options:  # which the first steps with a measured size did not know
-        group.setdefault(LR_FACTOR.name, 1.0 if grad_rms.MEASURED in group else None)
+    if ROUNDING in options and stochastic.takes_part(group):
+        stochastic.begin(group)
     if GRAD_RMS in options:
         GRAD_RMS.check(group["grad_rms"], " in the loaded state")
         if grad_rms.takes_part(group) and grad_rms.MEASURED not in group:
             grad_rms.join(group, ())
+
+
+def add_options(values: dict[str, Any], options: Sequence[Option]) -> None:
+    """Give the options of a loaded group, or the loaded defaults of all groups, those that an older version lacks."""
+    values.setdefault("maximize", False)
+    for option in options:
+        if option in _BEFORE:
+            values.setdefault(option.name, _BEFORE[option])
+    if LR_FACTOR in options:  # which the first steps with a measured size did not know
+        values.setdefault(LR_FACTOR.name, 1.0 if grad_rms.MEASURED in values else None)
 
 
 def replaced_options(

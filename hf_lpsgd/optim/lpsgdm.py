@@ -29,6 +29,8 @@ from .options import (
     WEIGHT_DECAY,
 )
 
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
 
 class LPSGDM(LpOptimizer):
     """SGD with momentum in the lp norm (LPSGDM of Xu and Yang, arXiv:2606.02078).
@@ -119,14 +121,17 @@ class LPSGDM(LpOptimizer):
 
     def _buffers(self, group: dict[str, Any], params: list[Tensor]) -> list[Tensor]:
         buffers = []
+        named = None if group["momentum_dtype"] is None else _DTYPES[group["momentum_dtype"]]
         for param in params:
             state = self.state[param]
-            dtype = buffer_dtype(group, param)
-            if "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
-            elif state["momentum_buffer"].dtype != dtype:  # the option was changed
-                state["momentum_buffer"] = state["momentum_buffer"].to(dtype)
-            buffers.append(state["momentum_buffer"])
+            buffer = state.get("momentum_buffer")
+            dtype = named or param.dtype
+            if buffer is None:
+                buffer = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+                state["momentum_buffer"] = buffer
+            elif buffer.dtype is not dtype:  # the option was changed
+                state["momentum_buffer"] = buffer = buffer.to(dtype)
+            buffers.append(buffer)
         return buffers
 
     def _update_group(
@@ -140,18 +145,24 @@ class LPSGDM(LpOptimizer):
         Raises:
             ValueError: the state is that of another optimizer or of other param groups; nothing was loaded.
         """
-        super().load_state_dict(state_dict)
+        used: list[dict[str, Any]] = []  # as the hooks before have left it
+        hooks = [
+            self.register_load_state_dict_pre_hook(lambda _, given: used.append(given)),
+            self.register_load_state_dict_post_hook(lambda _: self._restore_buffers(used[-1]), prepend=True),
+        ]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _restore_buffers(self, state_dict: dict[str, Any]) -> None:
         # torch has cast every buffer to its parameter's dtype, which rounds a float32 buffer of a bfloat16 parameter.
         saved = itertools.chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         present = [(group, param) for group in self.param_groups for param in group["params"]]
         for identity, (group, param) in zip(saved, present, strict=True):
             buffer = state_dict["state"].get(identity, {}).get("momentum_buffer")
-            dtype = buffer_dtype(group, param)
+            name = group["momentum_dtype"]
+            dtype = param.dtype if name is None else _DTYPES[name]
             if buffer is not None and dtype != param.dtype:
                 self.state[param]["momentum_buffer"] = buffer.to(device=param.device, dtype=dtype)
-
-
-def buffer_dtype(group: dict[str, Any], param: Tensor) -> torch.dtype:
-    """The dtype of a parameter's momentum buffer."""
-    name = group["momentum_dtype"]
-    return param.dtype if name is None else {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]

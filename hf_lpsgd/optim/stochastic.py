@@ -46,6 +46,11 @@ def random_numbers(
     return StochasticRounding(group["rounding_seed"], group.get(STEPS, 0), [before + index for index in indices])
 
 
+def begin(group: dict[str, Any]) -> None:
+    """Let the group hold the number of its updates from the start, so that every kind of checkpoint finds it."""
+    group.setdefault(STEPS, 0)
+
+
 def count(group: dict[str, Any]) -> None:
     """Count an update of the group."""
     group[STEPS] = group.get(STEPS, 0) + 1

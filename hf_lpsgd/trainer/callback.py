@@ -13,6 +13,7 @@ from ..lr_schedulers import counts_evaluations, scheduler_step, tells_steps, unw
 from ..optim import OPTIMIZERS
 from ..optim.base import LpOptimizer
 from ..optim.grad_rms import reference_size
+from ..optim.layerwise import remove_those_of_trainers
 from ..processes import check_processes, engine_left_out
 from ..schedules import Granularity, PSchedule, PScheduleTie, current_tie, tie_p_schedule, unwrap_optimizer
 from .deepspeed import fit_deepspeed_config
@@ -54,6 +55,8 @@ class LpScheduleCallback(TrainerCallback):
         train_dataloader: Any = None,
         **kwargs: Any,
     ) -> None:
+        model = kwargs.get("model")
+        remove_those_of_trainers(model.parameters() if model is not None else ())
         base = unwrap_optimizer(optimizer)
         parsed = validate_optim_args(args)
         if parsed is None and not isinstance(base, LpOptimizer):

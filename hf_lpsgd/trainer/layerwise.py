@@ -44,8 +44,8 @@ def _obstacles(args: TrainingArguments) -> Iterator[tuple[str, str, str]]:
             "clipping needs the norm of all gradients first",
             "Add --max_grad_norm 0 (with grad_rms=auto no element moves by more than the learning rate anyway)",
         )
-    if args.fp16:
-        yield "--fp16", "loss scaling needs to see all gradients before a step", "Use --bf16, or float32"
+    if args.fp16 or "fp16" in (getattr(args, "mixed_precision", ""), os.environ.get("ACCELERATE_MIXED_PRECISION", "")):
+        yield "fp16", "loss scaling needs to see all gradients before a step", "Use --bf16, or float32"
     if _engine(args):
         yield _engine(args), "the engine gathers the gradients after the backward pass", "Start one plain process"
     if args.world_size > 1:
@@ -56,8 +56,8 @@ def _obstacles(args: TrainingArguments) -> Iterator[tuple[str, str, str]]:
             "they add up their gradients first",
             "Name one, as in CUDA_VISIBLE_DEVICES=0",
         )
-    if args.torch_compile:
-        yield "--torch_compile", "a compiled model hands over all gradients at once", "Leave it out"
+    if args.torch_compile or os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
+        yield "torch.compile", "a compiled model hands over all gradients at once", "Leave it out"
     if args.auto_find_batch_size:
         yield "--auto_find_batch_size", "a step that runs out of memory stays half made", "Give a batch size"
 
@@ -74,8 +74,8 @@ def _engine(args: TrainingArguments) -> str:
 
 def attach(optimizer: LpOptimizer) -> None:
     """Let the optimizer make its step in the backward pass, from now until `detach`."""
-    detach(optimizer)  # a run that failed may have left one
-    step_in_backward(optimizer)
+    detach(optimizer)
+    step_in_backward(optimizer).by_trainer = True
 
 
 def detach(optimizer: LpOptimizer) -> None:

@@ -168,3 +168,90 @@ def test_a_sparse_gradient_is_refused_in_the_backward_pass():
     step_in_backward(LPSGD(model.parameters()))
     with pytest.raises(ValueError, match="LPSGD does not support sparse gradients"):
         model(torch.tensor([1])).sum().backward()
+
+
+def test_groups_with_a_number_are_updated_from_the_first_step_and_not_measured():
+    def run(in_backward):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+        groups = [{"params": model[0].parameters()}, {"params": model[1].parameters(), "grad_rms": 0.01, "lr": 0.1}]
+        optimizer = LPSGDM(groups, lr=0.0, grad_rms="auto")
+        if in_backward:
+            step_in_backward(optimizer)
+        for step in range(3):
+            model(torch.randn(4, 8, generator=torch.Generator().manual_seed(step))).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            optimizer.param_groups[0]["lr"] = 0.01
+        return [param.detach() for param in model.parameters()], optimizer.param_groups[0]["grad_rms_measured"]
+
+    ordinary, layerwise = run(False), run(True)
+    assert ordinary[1] == layerwise[1]
+    assert all(torch.equal(a, b) for a, b in zip(ordinary[0], layerwise[0], strict=True))
+
+
+def test_several_processes_are_refused(monkeypatch):
+    model = nn.Linear(2, 2)
+    step_in_backward(LPSGD(model.parameters()))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(RuntimeError, match="cannot train with 2 processes: they average their gradients afterwards"):
+        model(torch.ones(1, 2)).sum().backward()
+
+
+def test_two_optimizers_of_one_parameter_are_refused_until_the_first_lets_go():
+    model = nn.Linear(2, 2)
+    first, second = LPSGD(model.parameters()), LPSGDM(model.parameters())
+    handle = step_in_backward(first)
+    with pytest.raises(ValueError, match=r"Another optimizer updates one of these parameters .* call remove\(\)"):
+        step_in_backward(second)
+    handle.remove()
+    later = step_in_backward(second)
+    handle.remove()  # once more, which takes nothing from the other
+    model(torch.ones(1, 2)).sum().backward()
+    second.step()
+    assert second._in_backward is later
+
+
+def test_a_group_added_between_the_backward_pass_and_the_step_is_updated_by_the_step():
+    model, late = nn.Linear(2, 2), nn.Parameter(torch.ones(2))
+    optimizer = LPSGD(model.parameters(), lr=0.1, p_max=2.0)
+    step_in_backward(optimizer)
+    model(torch.ones(1, 2)).sum().backward()
+    late.grad = torch.ones(2)
+    optimizer.add_param_group({"params": [late]})
+    optimizer.step()
+    torch.testing.assert_close(late.detach(), torch.full((2,), 0.9))
+
+
+def test_an_lr_scheduler_that_is_not_stepped_is_told_of_as_late_as_with_the_ordinary_step():
+    def first_warning(in_backward):
+        model = nn.Linear(2, 2)
+        optimizer = LPSGD(model.parameters())
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+        tie_p_schedule(optimizer, scheduler, num_training_steps=20)
+        if in_backward:
+            step_in_backward(optimizer)
+        for step in range(10):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                model(torch.ones(1, 2)).sum().backward()
+                optimizer.step()
+            if any("has not moved" in str(warning.message) for warning in caught):
+                return step
+        return None
+
+    assert first_warning(True) == first_warning(False) == 5
+
+
+def test_the_removal_of_an_earlier_tie_leaves_the_later_one_in_force():
+    model = nn.Linear(2, 2)
+    optimizer = LPSGD(model.parameters(), p_max=20.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    earlier = tie_p_schedule(optimizer, scheduler, num_training_steps=3)
+    tie_p_schedule(optimizer, scheduler, "linear", num_training_steps=3)
+    earlier.remove()
+    step_in_backward(optimizer)
+    optimizer.param_groups[0]["p"] = 5.0
+    model(torch.ones(1, 2)).sum().backward()
+    assert optimizer.param_groups[0]["p"] == 20.0

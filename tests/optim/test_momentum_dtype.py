@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -112,3 +113,63 @@ def test_groups_can_differ_in_it():
     optimizer = LPSGDM([{"params": params[:1], "momentum_dtype": "bfloat16"}, {"params": params[1:]}])
     steps(params, optimizer)
     assert [optimizer.state[param]["momentum_buffer"].dtype for param in params] == [torch.bfloat16, torch.float32]
+
+
+def test_hooks_of_load_state_dict_have_the_last_word():
+    params, optimizer = make(torch.bfloat16, momentum_dtype="float32")
+    steps(params, optimizer)
+    twins, other = make(torch.bfloat16, momentum_dtype="float32")
+
+    def before(_, state):
+        changed = {
+            key: {"momentum_buffer": torch.full_like(entry["momentum_buffer"], 1 / 3)}
+            for key, entry in state["state"].items()
+        }
+        return {**state, "state": changed}
+
+    handle = other.register_load_state_dict_pre_hook(before)
+    other.load_state_dict(optimizer.state_dict())
+    third = torch.tensor(1 / 3)
+    assert all(torch.equal(other.state[twin]["momentum_buffer"], third.expand(twin.shape)) for twin in twins)
+    handle.remove()
+
+    def after(loaded):
+        for twin in twins:
+            assert loaded.state[twin]["momentum_buffer"].dtype == torch.float32
+            loaded.state[twin]["momentum_buffer"].zero_()
+
+    other.register_load_state_dict_post_hook(after)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert all(not other.state[twin]["momentum_buffer"].any() for twin in twins)
+
+
+def test_what_is_written_into_a_group_later_is_taken_as_in_the_constructor():
+    params, optimizer = make(torch.bfloat16)
+    optimizer.param_groups[0]["momentum_dtype"] = torch.float32
+    optimizer.param_groups[0]["rounding"] = "stochastic"
+    optimizer.param_groups[0]["rounding_seed"] = np.int64(3)
+    steps(params, optimizer)
+    assert dtypes(params, optimizer) == {torch.float32}
+    assert optimizer.param_groups[0]["momentum_dtype"] == "float32"
+    for name, value in (("rounding_seed", torch.tensor(4)), ("rounding", torch.tensor(1)), ("momentum_dtype", 1)):
+        before = optimizer.param_groups[0][name]
+        optimizer.param_groups[0][name] = value
+        with pytest.raises(ValueError, match=f"Invalid {name} in a param group"):
+            steps(params, optimizer)
+        optimizer.param_groups[0][name] = before
+
+
+def test_a_pickle_of_a_version_without_it_takes_new_groups():
+    params, optimizer = make(torch.float32)
+    steps(params, optimizer)
+    state = optimizer.__getstate__()
+    for values in (state["defaults"], *state["param_groups"]):
+        for name in ("momentum_dtype", "rounding", "rounding_seed"):
+            del values[name]
+    old = LPSGDM.__new__(LPSGDM)
+    old.__setstate__(state)
+    late = torch.nn.Parameter(torch.ones(3))
+    old.add_param_group({"params": [late]})
+    late.grad = torch.ones(3)
+    old.step()
+    assert late.detach().max() < 1

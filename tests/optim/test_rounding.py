@@ -196,7 +196,41 @@ def test_it_is_said_once_that_float32_is_not_rounded():
         with_momentum.step()
 
 
-def test_a_compiled_step_is_refused_since_it_would_draw_the_same_numbers(monkeypatch):
+def test_every_kind_of_checkpoint_finds_the_number_of_updates():
+    (group,) = LPSGD([torch.ones(3)], rounding="stochastic").param_groups
+    assert group["rounded_steps"] == 0
+    (other,) = LPSGD([torch.ones(3)]).param_groups
+    assert "rounded_steps" not in other
+
+
+def test_groups_draw_other_numbers_also_where_an_engine_shows_them_one_at_a_time():
+    params = [torch.nn.Parameter(torch.ones(64, dtype=torch.bfloat16)) for _ in range(2)]
+    optimizer = LPSGD([{"params": [param]} for param in params], lr=1e-3, rounding="stochastic")
+    groups = optimizer.param_groups
+    for param, group in zip(params, groups, strict=True):
+        param.grad = torch.ones_like(param)
+        optimizer.param_groups = [group]  # as DeepSpeed's ZeRO does
+        optimizer.step()
+    optimizer.param_groups = groups
+    assert not torch.equal(params[0].detach(), params[1].detach())
+
+
+def test_a_step_given_to_torch_compile_draws_new_numbers_each_time_or_says_that_it_cannot():
+    def make():
+        param = torch.nn.Parameter(torch.ones(1000, dtype=torch.bfloat16))
+        param.grad = torch.ones_like(param)
+        return param, LPSGD([param], lr=1e-5, rounding="stochastic")
+
+    (param, optimizer), (twin, other) = make(), make()
+    step = torch.compile(optimizer.step, backend="eager")
+    for _ in range(3):
+        step()
+        other.step()
+    assert torch.equal(param.detach(), twin.detach())
+    assert not torch.equal(param.detach(), torch.ones_like(param))
+
+
+def test_a_step_that_would_be_compiled_is_refused_since_it_would_draw_the_same_numbers(monkeypatch):
     param = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
     optimizer = LPSGD([param], rounding="stochastic")
     param.grad = torch.ones_like(param)

@@ -122,6 +122,9 @@ def test_tables_are_kept_while_they_fit_and_never_made_in_a_capture(monkeypatch)
     assert uploads.get("new", lambda: 1, None, True) is None
     assert uploads.get(7, lambda: 1, None, True) is first[7]
     assert kept == [first[7]]
+    uploads.most = 150
+    uploads.get("one more", lambda: 1, None, False)
+    assert len(uploads.latest) == 150
     uploads.get("large", lambda: uploads.most_bytes - 500, None, False)
-    assert list(uploads.latest) == [7, "large"]
-    assert uploads.bytes == uploads.most_bytes + 500
+    assert list(uploads.latest) == ["one more", "large"]
+    assert uploads.bytes == uploads.most_bytes - 499

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
 
 from hf_lpsgd import LPSGDM, step_in_backward, tie_p_schedule
 from hf_lpsgd.schedules import unwrap_optimizer
@@ -90,7 +90,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(resumed_by, make_trainer, tmp_pa
     [
         ({"max_grad_norm": 1.0}, r"cannot train with --max_grad_norm 1: .*norm of all gradients.*--max_grad_norm 0"),
         ({"gradient_accumulation_steps": 2}, r"cannot train with --gradient_accumulation_steps 2: .*Leave it at 1"),
-        ({"torch_compile": True}, r"cannot train with --torch_compile: .*all gradients at once"),
+        ({"torch_compile": True}, r"cannot train with torch.compile: .*all gradients at once"),
         ({"auto_find_batch_size": True}, r"cannot train with --auto_find_batch_size: "),
     ],
 )
@@ -105,7 +105,8 @@ def test_what_cannot_be_honoured_is_refused_before_training(arguments, message, 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"fp16": True}, "--fp16"),
+        ({"fp16": True}, "fp16"),
+        ({"mixed_precision": "fp16"}, "fp16"),
         ({"deepspeed_plugin": object()}, "DeepSpeed"),
         ({"fsdp": "full_shard"}, "FSDP"),
         ({"_n_gpu": 2}, "the 2 GPUs of one process"),
@@ -122,14 +123,44 @@ def test_engines_and_loss_scaling_are_refused(changes, message, make_trainer):
         check_layerwise(args, "it", "leave it")
 
 
-@pytest.mark.parametrize("engine", ["DEEPSPEED", "FSDP"])
-def test_the_engine_of_a_launcher_is_refused(engine, make_trainer, monkeypatch):
+@pytest.mark.parametrize(
+    ("variable", "value", "named"),
+    [
+        ("ACCELERATE_USE_DEEPSPEED", "true", "DeepSpeed"),
+        ("ACCELERATE_USE_FSDP", "true", "FSDP"),
+        ("ACCELERATE_MIXED_PRECISION", "fp16", "fp16"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "torch.compile"),
+    ],
+)
+def test_what_a_launcher_asks_for_is_refused(variable, value, named, make_trainer, monkeypatch):
     from hf_lpsgd.trainer.layerwise import check_layerwise
 
     args = make_trainer(**RUN).args
-    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
-    with pytest.raises(ValueError, match=r"cannot train with (DeepSpeed|FSDP): the engine|cannot train with"):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=f"^it cannot train with {named}: "):
         check_layerwise(args, "it", "leave it")
+
+
+@pytest.mark.parametrize("later", ["lpsgdm_layerwise", "lpsgdm", "adamw_torch"])
+def test_a_run_that_was_interrupted_leaves_nothing_behind_for_the_next_one(later, make_trainer):
+    class Interrupt(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                raise KeyboardInterrupt
+
+    model = make_model()
+    quick = {**RUN, "eval_strategy": "no", "save_strategy": "no"}
+    first = make_trainer(optim="lpsgdm_layerwise", model=model, dataset=Tokens(), callbacks=[Interrupt()], **quick)
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    kept = {name: param.detach().clone() for name, param in model.named_parameters()}
+    make_trainer(optim=later, model=model, dataset=Tokens(), **quick).train()
+    with torch.no_grad():
+        after = {name: param.clone() for name, param in model.named_parameters()}
+    other = make_model()
+    other.load_state_dict(kept, strict=False)
+    make_trainer(optim=later, model=other, dataset=Tokens(), **quick).train()
+    assert all(torch.equal(after[name], param) for name, param in other.named_parameters())
 
 
 def test_a_users_own_step_in_the_backward_pass_is_checked_and_kept(make_trainer):

@@ -5,7 +5,7 @@
 //
 // Each element goes through the same operations in the same order, whatever its place in the tensor and the number of
 // threads: the vector loop always runs on whole multiples of kLanes. So a sharded step gives bit for bit what an
-// unsharded step gives.
+// unsharded step gives, unless it rounds at random.
 
 #include <algorithm>
 #include <cmath>
@@ -141,7 +141,7 @@ INLINE uint16_t to_bfloat16(float value) {
 
 // Random numbers of 16 bits for `size` elements from the place `start` on, which is even; as in rounding.py.
 INLINE void draw(const uint32_t* key, int64_t start, int64_t size, uint16_t* numbers) {
-  const uint32_t first = static_cast<uint32_t>(start / 2), key0 = key[0], key1 = key[1];
+  const uint32_t first = static_cast<uint32_t>(start) / 2, key0 = key[0], key1 = key[1];
 #pragma omp simd
   for (int64_t i = 0; i < (size + 1) / 2; ++i) {
     uint32_t word = (first + static_cast<uint32_t>(i)) ^ key0;

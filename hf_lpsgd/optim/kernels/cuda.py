@@ -156,9 +156,10 @@ class _Upload:
 
 
 class _Uploads:
-    """The most recent uploads, at most 32 MiB of them."""
+    """The most recent uploads, at most 32 MiB and 4,096 of them."""
 
     most_bytes = 2**25
+    most = 4096  # each takes 512 bytes or more, and layerwise there is one for each gradient's address
 
     def __init__(self) -> None:
         self.lock = Lock()
@@ -177,7 +178,7 @@ class _Uploads:
             elif not capturing:
                 upload = self.latest[key] = _Upload(build(), device)
                 self.bytes += upload.bytes
-                while self.bytes > self.most_bytes and len(self.latest) > 2:
+                while (self.bytes > self.most_bytes or len(self.latest) > self.most) and len(self.latest) > 2:
                     self.bytes -= self.latest.popitem(last=False)[1].bytes
             return upload
 

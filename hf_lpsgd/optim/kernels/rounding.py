@@ -44,7 +44,7 @@ class StochasticRounding(NamedTuple):
     @property
     def key(self) -> Key:
         """The key of the step: by splitmix64 from seed and step."""
-        state = (self.seed * 0xD1342543DE82EF95 + self.step * 0x9E3779B97F4A7C15) & (2**64 - 1)
+        state = (int(self.seed) * 0xD1342543DE82EF95 + self.step * 0x9E3779B97F4A7C15) & (2**64 - 1)
         state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
         state ^= state >> 31

@@ -94,8 +94,10 @@ def local(triple: ParamGradBuffer) -> ParamGradBuffer:
 def share_memory_order(triple: ParamGradBuffer) -> bool:
     """Whether all tensors are dense and have the same memory order, so that one flat index serves them all."""
     param, grad, buffer, _ = triple
+    if param.is_contiguous() and grad.is_contiguous() and (buffer is None or buffer.is_contiguous()):
+        return True
     tensors = (param, grad) if buffer is None else (param, grad, buffer)
-    return _are_contiguous(tensors) or _are_contiguous(_in_memory_order(tensors))
+    return all(tensor.is_contiguous() for tensor in _in_memory_order(tensors))
 
 
 def blocks(triples: Iterable[ParamGradBuffer], limit: int) -> Iterator[Block]:
@@ -134,10 +136,6 @@ def _halves(block: Block, limit: int) -> Iterator[Block]:
     tensors = [param, grad] if buffer is None else [param, grad, buffer]
     for index, piece in enumerate(zip(*(torch.split(tensor, half, longest) for tensor in tensors), strict=True)):
         yield from _halves(_block(piece, number, start + index * half * strides[longest], strides), limit)
-
-
-def _are_contiguous(tensors: Sequence[Tensor]) -> bool:
-    return all(tensor.is_contiguous() for tensor in tensors)
 
 
 def _in_memory_order(tensors: Sequence[Tensor]) -> list[Tensor]:
