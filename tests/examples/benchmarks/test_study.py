@@ -53,7 +53,17 @@ def test_the_cells_are_all_combinations_seed_by_seed():
 
 
 @pytest.mark.parametrize(
-    "name", ["grad_rms", "grad_rms_variants", "defaults", "momentum", "optimizers", "ablations", "precision"]
+    "name",
+    [
+        "grad_rms",
+        "grad_rms_variants",
+        "defaults",
+        "momentum",
+        "optimizers",
+        "ablations",
+        "precision",
+        "precision_rates",
+    ],
 )
 def test_the_studies_of_the_repository_name_tasks_and_optimizers_that_there_are(name):
     study = yaml.safe_load((run_study.HERE / "studies" / f"{name}.yaml").read_text())
