@@ -69,7 +69,11 @@ def p_schedules() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "optimizers": optimizers,
-    **{f"options of {name}": lambda name=name: options_of(name) for name in OPTIMIZERS},
+    **{
+        f"options of {name}": lambda name=name: options_of(name)
+        for name, record in OPTIMIZERS.items()
+        if record.ordinary is None
+    },
     "options of the p schedule": options_of_the_p_schedule,
     "p schedules": p_schedules,
 }
