@@ -115,10 +115,12 @@ def measure(model_name: str, optimizer_name: str, dtype: torch.dtype, device: to
     params = list(model.parameters())
     make, layerwise = OPTIMIZERS[optimizer_name]
     held: list[int] = []
-    for param in params:
+    hooks = [
         param.register_post_accumulate_grad_hook(
             lambda _: held.append(sum(other.grad.nbytes for other in params if other.grad is not None))
         )
+        for param in params
+    ]
     optimizer = make(params)
     if layerwise:
         step_in_backward(optimizer)  # type: ignore[arg-type]
@@ -141,6 +143,8 @@ def measure(model_name: str, optimizer_name: str, dtype: torch.dtype, device: to
     for param in params:
         param.grad = torch.ones_like(param)
     temporary = peak_of(optimizer.step, device)
+    for hook in hooks:  # which hold the parameters
+        hook.remove()
     return {
         "parameters": sum(param.numel() for param in params),
         "weights": sum(param.nbytes for param in params),

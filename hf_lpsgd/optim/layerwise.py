@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, MutableMapping
 from threading import Lock
+from weakref import ReferenceType, WeakMethod, ref
 
 import torch
 from torch import Tensor
@@ -18,7 +19,12 @@ __all__ = ["StepInBackward", "remove_those_of_trainers", "step_in_backward"]
 
 
 # What updates a parameter in the backward pass.
-_owners: MutableMapping[Tensor, StepInBackward] = WeakIdKeyDictionary()
+_owners: MutableMapping[Tensor, ReferenceType[StepInBackward]] = WeakIdKeyDictionary()
+
+
+def _owner_of(param: Tensor) -> StepInBackward | None:
+    reference = _owners.get(param)
+    return None if reference is None else reference()
 
 
 def step_in_backward(optimizer: LpOptimizer) -> StepInBackward:
@@ -51,8 +57,8 @@ def step_in_backward(optimizer: LpOptimizer) -> StepInBackward:
 
 def remove_those_of_trainers(params: Iterable[Tensor]) -> None:
     """Remove what Trainers attached to these parameters: a run that failed has left it behind."""
-    for owner in {_owners[param] for param in params if param in _owners}:
-        if owner.by_trainer:
+    for owner in {_owner_of(param) for param in params}:
+        if owner is not None and owner.by_trainer:
             owner.remove()
 
 
@@ -67,7 +73,7 @@ class StepInBackward:
         if optimizer._in_backward is not None:
             raise ValueError("This optimizer makes its step in the backward pass already: remove that first.")
         params = [param for group in optimizer.param_groups for param in group["params"] if param.requires_grad]
-        if any(param in _owners for param in params):
+        if any(_owner_of(param) is not None for param in params):
             raise ValueError(
                 "Another optimizer updates one of these parameters in the backward pass: call remove() of what "
                 "step_in_backward returned for it."
@@ -77,8 +83,16 @@ class StepInBackward:
         self._lock = Lock()  # the backward pass runs in one thread per device
         self._updated: set[Tensor] = set()
         self._begin_anew()
-        self._handles = [param.register_post_accumulate_grad_hook(self._update_in_backward) for param in params]
-        _owners.update(dict.fromkeys(params, self))
+        # Hooks that held this object would keep the parameters, and with them the model, in memory for ever.
+        update, reference = WeakMethod(self._update_in_backward), ref(self)
+
+        def hook(param: Tensor) -> None:
+            method = update()
+            if method is not None:
+                method(param)
+
+        self._handles = [param.register_post_accumulate_grad_hook(hook) for param in params]
+        _owners.update(dict.fromkeys(params, reference))
         optimizer._in_backward = self
 
     def remove(self) -> None:
@@ -86,7 +100,7 @@ class StepInBackward:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        for param in [param for param, owner in _owners.items() if owner is self]:
+        for param in [param for param in _owners if _owner_of(param) is self]:
             del _owners[param]
         if self._optimizer._in_backward is self:
             self._optimizer._in_backward = None
@@ -98,6 +112,7 @@ class StepInBackward:
                 for param in group["params"]:
                     if param.grad is not None:
                         self._update(param)
+                        param.grad = None
             if self._updated:
                 self._end()
             self._begin_anew()
@@ -115,7 +130,8 @@ class StepInBackward:
                     f"A parameter of shape {tuple(param.shape)} has got a second gradient since the last "
                     "optimizer.step(). The step is made in the backward pass, so gradients cannot be accumulated: "
                     "call optimizer.step() after each backward(), also after one that failed, and use a "
-                    "gradient_accumulation_steps of 1 and no reentrant gradient checkpointing."
+                    "gradient_accumulation_steps of 1. Reentrant gradient checkpointing gives a weight that several "
+                    "of its segments use several gradients: leave it out."
                 )
             self._update(param)
             param.grad = None
@@ -158,8 +174,8 @@ class StepInBackward:
         measuring = [group for group in optimizer.param_groups if takes_part(group)]
         if self._stage == "first" and any(float(group["lr"]) != 0 for group in measuring):
             warnings.warn(
-                "The first step measures the gradients for grad_rms='auto', and changes no weights. With a warm-up, "
-                "where the first learning rate is 0, this is what the ordinary step does too.",
+                "The first step measures the gradients for grad_rms='auto', and changes no weights. With a "
+                "warm-up, whose first learning rate is 0, no step is lost by it.",
                 stacklevel=3,
             )
 

@@ -59,7 +59,10 @@ OPTIMIZERS: dict[str, OptimizerRecord] = {
 OPTIMIZERS.update(
     {
         f"{name}_layerwise": replace(
-            record, name=f"{name}_layerwise", description=f"{name}, its step made in the backward pass", ordinary=name
+            record,
+            name=f"{name}_layerwise",
+            description=f"{name}, updated in the backward pass, with each gradient freed at once",
+            ordinary=name,
         )
         for name, record in OPTIMIZERS.items()
     }

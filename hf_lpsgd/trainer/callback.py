@@ -144,6 +144,10 @@ class LpScheduleCallback(TrainerCallback):
         base = unwrap_optimizer(optimizer)
         if not isinstance(base, LpOptimizer) or logs is None or "learning_rate" not in logs:
             return
+        if base._in_backward is not None:  # no gradients are left to take the norm of
+            logs.pop("grad_norm", None)
+            if state.log_history and "learning_rate" in state.log_history[-1]:
+                state.log_history[-1].pop("grad_norm", None)
         group = base.param_groups[0]
         more = {"p": group["p"]}
         size = reference_size(group)

@@ -45,7 +45,11 @@ def _obstacles(args: TrainingArguments) -> Iterator[tuple[str, str, str]]:
             "Add --max_grad_norm 0 (with grad_rms=auto no element moves by more than the learning rate anyway)",
         )
     if args.fp16 or "fp16" in (getattr(args, "mixed_precision", ""), os.environ.get("ACCELERATE_MIXED_PRECISION", "")):
-        yield "fp16", "loss scaling needs to see all gradients before a step", "Use --bf16, or float32"
+        yield (
+            "fp16",
+            "loss scaling needs to see all gradients before a step",
+            "Load the model in bfloat16, or use --bf16",
+        )
     if _engine(args):
         yield _engine(args), "the engine gathers the gradients after the backward pass", "Start one plain process"
     if args.world_size > 1:

@@ -1,6 +1,8 @@
 """The step made in the backward pass: the weights of the ordinary step to the bit, with one gradient at a time."""
 
+import gc
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -140,6 +142,7 @@ def test_gradients_that_no_backward_pass_made_are_used_by_the_step():
     (model(torch.ones(1, 2)).sum() + late.sum()).backward()
     optimizer.step()
     torch.testing.assert_close(late.detach(), torch.full((2,), 0.9))
+    assert late.grad is None
 
 
 def test_remove_goes_back_to_the_ordinary_step():
@@ -255,3 +258,15 @@ def test_the_removal_of_an_earlier_tie_leaves_the_later_one_in_force():
     optimizer.param_groups[0]["p"] = 5.0
     model(torch.ones(1, 2)).sum().backward()
     assert optimizer.param_groups[0]["p"] == 20.0
+
+
+def test_the_model_is_freed_with_its_optimizer():
+    model = nn.Linear(2, 2)
+    optimizer = LPSGD(model.parameters())
+    step_in_backward(optimizer)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    weight = weakref.ref(model.weight)
+    del model, optimizer
+    gc.collect()
+    assert weight() is None

@@ -66,6 +66,7 @@ def test_it_trains_and_logs_what_the_ordinary_step_does_to_the_bit(name, optim_a
     ordinary, layerwise = map(weights, trainers)
     assert all(torch.equal(ordinary[key], layerwise[key]) for key in ordinary)
     assert history(trainers[0]) == history(trainers[1])
+    assert not any("grad_norm" in entry for entry in trainers[1].state.log_history)  # it would be 0
     wte = "transformer.wte.weight"
     assert not torch.equal(layerwise[wte], make_model().transformer.wte.weight)
     assert all(param.grad is None for param in trainers[1].model.parameters())
