@@ -57,10 +57,9 @@ INLINE int32_t as_bits(float value) {
 // x^-rho for x >= 0 as exp2(-rho * log2(x)), in float32. The relative error is below 2e-6 for x of 1e-8 and more, and
 // below 7e-6 for x up to 1e37.
 INLINE float power_of(float x, float rho) {
-  constexpr float smallest_normal = 1.17549435e-38f;
-  x = x < smallest_normal ? smallest_normal : x;
-  // x = 2^exponent * (1 + z) with 1 + z in [sqrt(1/2), sqrt(2)).
-  const int32_t bits = as_bits(x);
+  // Clamped as integers, whose order is that of floats from 0 on: to the normal numbers up to 2^125.
+  const int32_t bits = std::min(std::max(as_bits(x), 0x00800000), 0x7e000000);
+  // It is 2^exponent * (1 + z) with 1 + z in [sqrt(1/2), sqrt(2)).
   const int32_t exponent = (bits - 0x3f3504f3) >> 23;
   const float z = as_float(bits - exponent * (1 << 23)) - 1.0f;
   // Minimax approximation of log2(1 + z), with an absolute error of 3e-7.
@@ -71,8 +70,7 @@ INLINE float power_of(float x, float rho) {
   log2 = log2 * z + 0.48046502470970154f;
   log2 = log2 * z - 0.7213758826255798f;
   log2 = log2 * z + 1.442699670791626f;
-  float y = -rho * static_cast<float>(exponent) - rho * (log2 * z);
-  y = y < -125.0f ? -125.0f : y;
+  const float y = -rho * static_cast<float>(exponent) - rho * (log2 * z);
   // Adding 1.5 * 2^23 leaves the nearest integer in the low bits of the sum.
   constexpr float shift = 12582912.0f;
   const float shifted = y + shift;
@@ -85,7 +83,7 @@ INLINE float power_of(float x, float rho) {
   exp2 = exp2 * fraction + 0.6931472420692444f;
   exp2 = exp2 * fraction + 1.0f;
   const float scale = as_float(as_bits(exp2) + static_cast<int32_t>(static_cast<uint32_t>(as_bits(shifted)) << 23));
-  return x > 3.402823466e+38f ? 0.0f : scale;
+  return as_bits(x) >= 0x7f800000 ? 0.0f : scale;  // of infinity
 }
 
 // `size` is a multiple of kLanes.
