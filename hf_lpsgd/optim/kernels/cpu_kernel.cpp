@@ -56,10 +56,13 @@ INLINE int32_t as_bits(float value) {
 
 // x^-rho for x >= 0 as exp2(-rho * log2(x)), in float32. The relative error is below 2e-6 for x of 1e-8 and more, and
 // below 7e-6 for x up to 1e37.
+// Any change of it, even of how its clamps are written, changes which operations the compiler fuses, and with them the
+// last bits: runs of 0.1.0 would no longer resume exactly.
 INLINE float power_of(float x, float rho) {
-  // Clamped as integers, whose order is that of floats from 0 on: to the normal numbers up to 2^125.
-  const int32_t bits = std::min(std::max(as_bits(x), 0x00800000), 0x7e000000);
-  // It is 2^exponent * (1 + z) with 1 + z in [sqrt(1/2), sqrt(2)).
+  constexpr float smallest_normal = 1.17549435e-38f;
+  x = x < smallest_normal ? smallest_normal : x;
+  // x = 2^exponent * (1 + z) with 1 + z in [sqrt(1/2), sqrt(2)).
+  const int32_t bits = as_bits(x);
   const int32_t exponent = (bits - 0x3f3504f3) >> 23;
   const float z = as_float(bits - exponent * (1 << 23)) - 1.0f;
   // Minimax approximation of log2(1 + z), with an absolute error of 3e-7.
@@ -70,7 +73,8 @@ INLINE float power_of(float x, float rho) {
   log2 = log2 * z + 0.48046502470970154f;
   log2 = log2 * z - 0.7213758826255798f;
   log2 = log2 * z + 1.442699670791626f;
-  const float y = -rho * static_cast<float>(exponent) - rho * (log2 * z);
+  float y = -rho * static_cast<float>(exponent) - rho * (log2 * z);
+  y = y < -125.0f ? -125.0f : y;
   // Adding 1.5 * 2^23 leaves the nearest integer in the low bits of the sum.
   constexpr float shift = 12582912.0f;
   const float shifted = y + shift;
@@ -83,7 +87,7 @@ INLINE float power_of(float x, float rho) {
   exp2 = exp2 * fraction + 0.6931472420692444f;
   exp2 = exp2 * fraction + 1.0f;
   const float scale = as_float(as_bits(exp2) + static_cast<int32_t>(static_cast<uint32_t>(as_bits(shifted)) << 23));
-  return as_bits(x) >= 0x7f800000 ? 0.0f : scale;  // of infinity
+  return x > 3.402823466e+38f ? 0.0f : scale;
 }
 
 // `size` is a multiple of kLanes.
