@@ -34,10 +34,14 @@ def check_processes(num_processes: int, in_a_loop: str = "cpu=True to the Accele
             )
 
 
+def engines_asked_for() -> list[str]:
+    """The engines that `accelerate launch` was asked for, by Accelerate's names."""
+    return [engine for name, engine in _ENGINES.items() if os.environ.get(name, "").lower() == "true"]
+
+
 def engine_left_out(distributed_type: str) -> str | None:
     """The engine that `accelerate launch` was asked for, if it is not `distributed_type`, the one in use.
 
     Accelerate leaves FSDP out where it is told to use the CPU, and says nothing.
     """
-    asked = (engine for name, engine in _ENGINES.items() if os.environ.get(name, "").lower() == "true")
-    return next((engine for engine in asked if engine != distributed_type), None)
+    return next((engine for engine in engines_asked_for() if engine != distributed_type), None)

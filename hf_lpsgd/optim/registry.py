@@ -56,6 +56,8 @@ OPTIMIZERS: dict[str, OptimizerRecord] = {
         {**_AT_ADAMWS_RATE, "momentum": 0.6},
     ),
 }
+"""One record per optimizer, by the name that `--optim` takes."""
+
 OPTIMIZERS.update(
     {
         f"{name}_layerwise": replace(
@@ -67,4 +69,3 @@ OPTIMIZERS.update(
         for name, record in OPTIMIZERS.items()
     }
 )
-"""One record per optimizer, by the name that `--optim` takes."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..optim.base import LpOptimizer
 from ..optim.layerwise import StepInBackward, step_in_backward
+from ..processes import engines_asked_for
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -50,8 +51,9 @@ def _obstacles(args: TrainingArguments) -> Iterator[tuple[str, str, str]]:
             "loss scaling needs to see all gradients before a step",
             "Load the model in bfloat16, or use --bf16",
         )
-    if _engine(args):
-        yield _engine(args), "the engine gathers the gradients after the backward pass", "Start one plain process"
+    engine = _engine(args)
+    if engine is not None:
+        yield engine, "the engine gathers the gradients after the backward pass", "Start one plain process"
     if args.world_size > 1:
         yield f"{args.world_size} processes", "they average their gradients first", "Start one process"
     if args.n_gpu > 1:
@@ -66,14 +68,12 @@ def _obstacles(args: TrainingArguments) -> Iterator[tuple[str, str, str]]:
         yield "--auto_find_batch_size", "a step that runs out of memory stays half made", "Give a batch size"
 
 
-def _engine(args: TrainingArguments) -> str:
-    names = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_FSDP": "FSDP"}
-    asked = [engine for name, engine in names.items() if os.environ.get(name, "").lower() == "true"]
-    if args.deepspeed or getattr(args, "deepspeed_plugin", None) is not None:
-        asked.insert(0, "DeepSpeed")
-    if getattr(args, "fsdp", None):
-        asked.append("FSDP")
-    return asked[0] if asked else ""
+def _engine(args: TrainingArguments) -> str | None:
+    """The engine that the arguments or the launcher ask for."""
+    asked = engines_asked_for()
+    if args.deepspeed or getattr(args, "deepspeed_plugin", None) is not None or "DEEPSPEED" in asked:
+        return "DeepSpeed"
+    return "FSDP" if getattr(args, "fsdp", None) or "FSDP" in asked else None
 
 
 def attach(optimizer: LpOptimizer) -> None:
