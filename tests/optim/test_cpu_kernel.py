@@ -14,7 +14,7 @@ from hf_lpsgd.optim.kernels import cpu
 
 def test_a_compiled_kernel_that_is_broken_or_of_another_version_is_not_called(implement, monkeypatch, tmp_path):
     implement("fused")
-    (tmp_path / f"_cpu_kernel{cpu.EXTENSION_SUFFIXES[0]}").write_text("not a library")
+    (tmp_path / "_cpu_kernel.so").write_text("not a library")
     try:
         with monkeypatch.context() as patch:
             patch.setattr(cpu, "__file__", str(tmp_path / "cpu.py"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import os
 from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import torch
@@ -35,12 +34,11 @@ if hasattr(os, "register_at_fork"):
 @cache
 def _library() -> ctypes.CDLL | str:
     """The compiled library, or why there is none."""
-    folder = Path(__file__).parent
-    found = [path for suffix in EXTENSION_SUFFIXES if (path := folder / f"_cpu_kernel{suffix}").exists()]
-    if not found:
+    compiled = Path(__file__).with_name("_cpu_kernel.so")
+    if not compiled.exists():
         return f"hf_lpsgd was installed without its compiled CPU step: {_INSTALL}"
     try:
-        library = ctypes.CDLL(str(found[0]))
+        library = ctypes.CDLL(str(compiled))
         interface = library.hf_lpsgd_interface()
     except (OSError, AttributeError) as error:
         return f"the compiled CPU step of hf_lpsgd cannot be loaded ({error}): {_INSTALL}"
