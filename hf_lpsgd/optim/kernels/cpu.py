@@ -16,11 +16,11 @@ from torch import Tensor
 from .rounding import key_of_parameter
 from .tensors import ParamGradBuffer, StepHyperparameters
 
-_INTERFACE = 3
+_INTERFACE = 4
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 _INSTALL = (
-    "install a C++ compiler with OpenMP (Debian, Ubuntu: apt install g++), then hf_lpsgd again from its source "
+    "install a C++ compiler (Debian, Ubuntu: apt install g++), then hf_lpsgd again from its source "
     "(in a clone of it: pip install --force-reinstall --no-deps .)"
 )
 
@@ -29,6 +29,20 @@ _INSTALL = (
 _in_forked_child: list[bool] = []
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: _in_forked_child.append(True))
+
+
+_OPENMP = ("GOMP_parallel", "omp_get_num_threads", "omp_get_thread_num")
+
+
+def _openmp() -> list[ctypes.c_void_p] | None:
+    """The addresses of `_OPENMP` in the library that torch has loaded, else in the system's; None without either."""
+    for loaded in (None, "libgomp.so.1"):
+        try:
+            library = ctypes.CDLL(loaded)
+            return [ctypes.cast(getattr(library, name), ctypes.c_void_p) for name in _OPENMP]
+        except (OSError, AttributeError):
+            continue
+    return None
 
 
 @cache
@@ -44,6 +58,8 @@ def _library() -> ctypes.CDLL | str:
         return f"the compiled CPU step of hf_lpsgd cannot be loaded ({error}): {_INSTALL}"
     if interface != _INTERFACE:
         return "the compiled CPU step of hf_lpsgd is that of another version: install hf_lpsgd again"
+    if functions := _openmp():
+        library.hf_lpsgd_use_openmp(*functions)
     library.hf_lpsgd_instructions.restype = ctypes.c_char_p
     library.hf_lpsgd_step.restype = None
     library.hf_lpsgd_step.argtypes = (

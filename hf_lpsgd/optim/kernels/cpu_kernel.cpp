@@ -1,7 +1,8 @@
 // The LPSGD and LPSGDM step on the CPU: one pass over memory for all tensors of a call, on several threads.
 //
-// It has a plain C interface and needs no headers of torch or Python. So it builds in seconds with any C++ compiler that
-// has OpenMP, and one build works with every version of torch.
+// It has a plain C interface and needs no headers of torch or Python. So it builds in seconds with GCC or Clang, and one
+// build works with every version of both. Its threads are those of torch: the caller gives the functions of the OpenMP
+// library that torch has loaded. A library of its own would bring a second set of threads, which fight torch's for cores.
 //
 // Each element goes through the same operations in the same order, whatever its place in the tensor and the number of
 // threads: the vector loop always runs on whole multiples of kLanes. So a sharded step gives bit for bit what an
@@ -13,8 +14,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <vector>
-
-#include <omp.h>
 
 namespace {
 
@@ -298,6 +297,24 @@ const Implementation& implementation() {
   return best;
 }
 
+// GOMP_parallel, omp_get_num_threads and omp_get_thread_num of one OpenMP library. GCC's has these names and signatures,
+// and so have those of LLVM and Intel. Without them a step uses one thread.
+struct OpenMP {
+  void (*parallel)(void (*function)(void*), void* data, unsigned threads, unsigned flags);
+  int (*team)();
+  int (*thread)();
+};
+
+OpenMP openmp{};
+
+// Calls function(thread, team) on each thread of a team of at most `threads`.
+template <typename Function>
+void on_threads(int threads, const Function& function) {
+  if (threads == 1 || openmp.parallel == nullptr) return function(0, 1);
+  openmp.parallel([](void* data) { (*static_cast<const Function*>(data))(openmp.thread(), openmp.team()); },
+                  const_cast<Function*>(&function), threads, 0);
+}
+
 // The elements of all tensors are numbered one after another, and a thread's share begins or ends at number `bound`.
 // Returns where that is within the tensor of `size` elements whose first element has the number `first`.
 int64_t cut(int64_t bound, int64_t first, int64_t size) {
@@ -309,8 +326,13 @@ int64_t cut(int64_t bound, int64_t first, int64_t size) {
 
 extern "C" {
 
-// Changes whenever the signature below does, so that a library built from other sources is not called.
-int32_t hf_lpsgd_interface() { return 3; }
+// Changes whenever a signature below does, so that a library built from other sources is not called.
+int32_t hf_lpsgd_interface() { return 4; }
+
+// Takes the functions to make threads with.
+void hf_lpsgd_use_openmp(void (*parallel)(void (*)(void*), void*, unsigned, unsigned), int (*team)(), int (*thread)()) {
+  openmp = {parallel, team, thread};
+}
 
 // The instruction set in use: AVX512, AVX2 or DEFAULT.
 const char* hf_lpsgd_instructions() { return implementation().instructions; }
@@ -331,9 +353,7 @@ void hf_lpsgd_step(int64_t count, void* const* params, const void* const* grads,
   const int64_t useful = (total + kPerThread - 1) / kPerThread;
   const int threads = static_cast<int>(std::clamp<int64_t>(useful, 1, std::max(most_threads, 1)));
   std::vector<double> measured(threads, 0.0);  // summed in one order, whichever thread is the first to be done
-#pragma omp parallel num_threads(threads)
-  {
-    const int64_t team = omp_get_num_threads(), thread = omp_get_thread_num();
+  on_threads(threads, [&](int64_t thread, int64_t team) {
     const int64_t begin = total / team * thread + std::min(thread, total % team);
     const int64_t end = total / team * (thread + 1) + std::min(thread + 1, total % team);
     int64_t first = 0;
@@ -345,7 +365,7 @@ void hf_lpsgd_step(int64_t count, void* const* params, const void* const* grads,
       if (from < to) update(tensors, dtypes, from, to, options, mean, rho != 0.0f, squares == nullptr ? nullptr : &sum);
     }
     measured[thread] = sum;
-  }
+  });
   if (squares != nullptr) {
     *squares = 0.0;
     for (const double sum : measured) *squares += sum;
