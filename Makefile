@@ -12,7 +12,7 @@ dry_run = $(findstring n,$(firstword -$(MAKEFLAGS)))
 problem = $(if $(dry_run),,$(shell BASE_PYTHON='$(PYTHON)' ASKED_FOR='$(filter-out file,$(origin PYTHON))' sh .ci/setup))
 fail_if = $(if $(strip $(1)),$(error $(strip $(1))))
 
-.PHONY: help demo study test check docs format setup clean
+.PHONY: help demo study test check docs dist test-dist format setup clean
 
 help:
 	@echo "make demo     train a small image classifier with LPSGDM on scikit-learn's digits (flags: DEMO_ARGS)"
@@ -20,6 +20,8 @@ help:
 	@echo "make test     what make check does, then the tests (flags for pytest: PYTEST_ARGS)"
 	@echo "make check    lint, format, types and the direction of imports only"
 	@echo "make docs     build the pages of docs/ into site/; a broken link, anchor or reference fails"
+	@echo "make dist     build and check the sdist and the wheel in dist/"
+	@echo "make test-dist  the tests against that wheel, in a fresh environment (SESSION=oldest-3.10: see nox --list)"
 	@echo "make format   put the code into the format that check wants"
 	@echo "make setup    make .venv with the pinned versions of constraints.txt; the others do it when needed"
 	@echo "make clean    remove .venv and what the tools left behind; trained models in runs/ stay"
@@ -53,6 +55,19 @@ docs: setup
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "pages: site/index.html"
 
+# A wheel with the compiled step is for this platform; `auditwheel` says which Linux it runs on.
+dist: setup
+	@echo "dist: build, twine check, check-wheel-contents"
+	@rm -rf build dist
+	@$(BIN)/python -m build
+	@$(BIN)/python -m twine check --strict dist/*
+	@$(BIN)/check-wheel-contents dist/*.whl
+
+SESSION ?= pinned-$(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+test-dist: dist
+	@echo "test-dist: nox --session $(SESSION)"
+	@$(BIN)/python -m nox --session $(SESSION) -- $(PYTEST_ARGS)
+
 format: setup
 	@$(BIN)/python -m ruff check --fix .
 	@$(BIN)/python -m ruff format .
@@ -62,5 +77,5 @@ setup:
 
 clean:
 	@echo "clean: removing .venv, caches and build output"
-	@rm -rf .venv build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf .venv .nox build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

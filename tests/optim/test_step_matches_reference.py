@@ -55,8 +55,9 @@ def test_every_step_equals_the_reference_while_p_falls_to_2(cls, p_max, weight_d
     optimizer = cls(params, **options, **implement(implementation))
     (group,) = optimizer.param_groups
     ps, compared = [], 0
-    for step in range(STEPS):
-        group["p"] = paper_p(p_max, step + 1, STEPS)
+    steps = STEPS // 5 if implementation == "triton" else STEPS  # its interpreter is slow
+    for step in range(steps):
+        group["p"] = paper_p(p_max, step + 1, steps)
         ps.append(group["p"])
         before = [as_float64(p) for p in params]
         means = [as_float64(optimizer.state[p].get("momentum_buffer", torch.zeros_like(p))) for p in params]
@@ -84,7 +85,7 @@ def test_every_step_equals_the_reference_while_p_falls_to_2(cls, p_max, weight_d
             compared += well_conditioned.sum()
     assert ps[0] == pytest.approx(p_max)
     assert ps[-1] == pytest.approx(2.0)
-    assert compared >= 0.9 * STEPS * sum(p.numel() for p in params)
+    assert compared >= 0.9 * steps * sum(p.numel() for p in params)
 
 
 @EVERY_IMPLEMENTATION
