@@ -18,7 +18,7 @@ help:
 	@echo "make demo     train a small image classifier with LPSGDM on scikit-learn's digits (flags: DEMO_ARGS)"
 	@echo "make study    compare LPSGD and LPSGDM with AdamW, Lion and SGD on the digits, in some 5 minutes"
 	@echo "make test     what make check does, then the tests (flags for pytest: PYTEST_ARGS)"
-	@echo "make check    lint, format, types and the direction of imports only"
+	@echo "make check    lint, format, types, the direction of imports and the workflows only"
 	@echo "make docs     build the pages of docs/ into site/; a broken link, anchor or reference fails"
 	@echo "make dist     build and check the sdist and the wheel in dist/"
 	@echo "make test-dist  the tests against that wheel, in a fresh environment (SESSION=oldest-3.10: see nox --list)"
@@ -43,11 +43,14 @@ test: check
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: setup
-	@echo "check: ruff check, ruff format --check, mypy, lint-imports"
+	@echo "check: ruff check, ruff format --check, mypy, lint-imports, check-jsonschema, zizmor"
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/python -m mypy
 	@$(BIN)/lint-imports --no-logo --no-cache
+	@$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	@$(BIN)/zizmor --quiet --offline --persona pedantic .github
 
 # Not with --quiet: mkdocs would count no warnings then, and nothing would fail.
 docs: setup
@@ -55,11 +58,16 @@ docs: setup
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "pages: site/index.html"
 
-# A wheel with the compiled step is for this platform; `auditwheel` says which Linux it runs on.
+# A wheel tagged linux_* has the compiled step, and an index does not take it: auditwheel finds the oldest Linux that
+# the wheel runs on, and puts that into its tag.
 dist: setup
-	@echo "dist: build, twine check, check-wheel-contents"
+	@echo "dist: build, auditwheel, twine check, check-wheel-contents"
 	@rm -rf build dist
 	@$(BIN)/python -m build
+	@if ls dist/*-linux_*.whl >/dev/null 2>&1; then \
+		PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m auditwheel repair --wheel-dir dist dist/*-linux_*.whl && \
+		rm dist/*-linux_*.whl; \
+	fi
 	@$(BIN)/python -m twine check --strict dist/*
 	@$(BIN)/check-wheel-contents dist/*.whl
 

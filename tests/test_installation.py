@@ -1,7 +1,10 @@
-"""The editable install of this clone, seen from folders where a wrong one would be shadowed."""
+"""How hf_lpsgd is installed: from this clone in place, and as a wheel where there is no compiler."""
 
+import os
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -19,3 +22,21 @@ def test_in_the_folder_above_a_clone_named_hf_lpsgd_the_package_is_imported_not_
     command = [sys.executable, "program.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == [hf_lpsgd.__file__, "LPSGDM"], done.stderr
+
+
+@pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="the source of hf_lpsgd is not beside its tests")
+def test_without_a_compiler_the_wheel_is_for_every_platform_and_has_no_compiled_step(tmp_path):
+    source = tmp_path / "source"
+    ignored = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(ROOT / "hf_lpsgd", source / "hf_lpsgd", ignore=ignored)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    environment = {**os.environ, "CC": "no-such-compiler", "CXX": "no-such-compiler"}
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(source)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "hf_lpsgd/optim/kernels/cpu.py" in names
+    assert not [name for name in names if name.endswith(".so")]
