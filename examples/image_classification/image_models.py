@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from dataclasses import dataclass, field
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import models  # noqa: F401  # makes cifar_resnet and cifar_vgg known to transformers
@@ -125,13 +126,17 @@ def from_scratch(
     processor_class = getattr(transformers, "BitImageProcessorPil", None) or transformers.BitImageProcessor
     channels = config.num_channels
     std = 1.5 if grey and channels == 3 else 0.5  # each of three like channels gives a third of what one would
-    return model, processor_class(
+    processor = processor_class(
         size={"shortest_edge": size if size < 128 else round(size / 0.875)},
         crop_size={"height": size, "width": size},
         image_mean=[0.5] * channels,
         image_std=[std] * channels,
         do_convert_rgb=channels == 3,
     )
+    # Read as from a checkpoint: where there is torchvision, that gives the class that uses it, which rounds otherwise.
+    with TemporaryDirectory() as folder:
+        processor.save_pretrained(folder)
+        return model, AutoImageProcessor.from_pretrained(folder)
 
 
 def pretrained(model_args: ModelArguments, labels: dict[str, Any]) -> tuple[Any, Any]:

@@ -60,6 +60,20 @@ def test_options_say_which_model_is_built(example, flags, expected):
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == expected
 
 
+def test_the_image_processor_of_a_new_model_is_the_one_that_its_checkpoint_gives_when_it_is_resumed(example, tmp_path):
+    import torch
+    from image_models import from_scratch
+    from transformers import AutoImageProcessor
+
+    model_args, data_args, *_ = example.parse_arguments(["--output_dir", "x", "--train_dir", "y", *TINY])
+    picture = Image.fromarray(np.arange(32 * 32 * 3, dtype=np.uint32).astype(np.uint8).reshape(32, 32, 3))
+    processor = from_scratch(model_args, data_args, [picture], {"id2label": {0: "a"}, "label2id": {"a": 0}})[1]
+    processor.save_pretrained(tmp_path)
+    read = AutoImageProcessor.from_pretrained(tmp_path)
+    assert type(read) is type(processor)
+    assert torch.equal(*(one(picture, return_tensors="pt")["pixel_values"] for one in (processor, read)))
+
+
 @pytest.mark.parametrize(
     ("side", "mode", "flags", "expected"),
     [
