@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from launch import torchrun
+from versions import runs_fsdp2_on_a_cpu
 
 from hf_lpsgd.schedules import annealed_p
+
+pytestmark = runs_fsdp2_on_a_cpu
 
 WORKER = Path(__file__).with_name("fsdp2_worker.py")
 spec = importlib.util.spec_from_file_location("fsdp2_worker", WORKER)

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from versions import compiles_around_a_named_tuple
 
 from hf_lpsgd import LPSGD, LPSGDM
 from hf_lpsgd.optim.kernels.rounding import StochasticRounding, key_of_parameter, random_numbers, rounded
@@ -215,6 +216,7 @@ def test_groups_draw_other_numbers_also_where_an_engine_shows_them_one_at_a_time
     assert not torch.equal(params[0].detach(), params[1].detach())
 
 
+@compiles_around_a_named_tuple
 def test_a_step_given_to_torch_compile_draws_new_numbers_each_time_or_says_that_it_cannot():
     def make():
         param = torch.nn.Parameter(torch.ones(1000, dtype=torch.bfloat16))
