@@ -4,6 +4,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAVE = ROOT / "tests" / "leave.py"
+QUICK_PYTHON = ROOT / "tests" / "quick_python"
 EXAMPLES = ROOT / "examples"
 IMAGE_CLASSIFICATION = EXAMPLES / "image_classification"
 TRAINER_SCRIPT = IMAGE_CLASSIFICATION / "run_image_classification.py"

@@ -19,7 +19,7 @@ def sizes(run):
 
 def test_replicas_measure_what_one_process_does_with_their_global_batch(ranks):
     one = ranks.train("one", arguments={**MEASURING, "per_device_train_batch_size": 8})
-    two = ranks.train("multi_gpu", arguments=MEASURING)
+    two = ranks.train("multi_gpu", arguments=SAVING)
     assert sizes(one) == pytest.approx(sizes(two), rel=1e-4)
     assert len(set(sizes(two)[FEWEST_UPDATES - 1 :])) == 1
     assert len(set(sizes(two))) == FEWEST_UPDATES
@@ -28,7 +28,7 @@ def test_replicas_measure_what_one_process_does_with_their_global_batch(ranks):
 
 @pytest.mark.parametrize("engine", ZERO)
 def test_zero_measures_what_ddp_does_and_trains_alike(engine, ranks):
-    ddp, zero = (ranks.train(name, arguments=MEASURING) for name in ("multi_gpu", engine))
+    ddp, zero = (ranks.train(name, arguments=SAVING) for name in ("multi_gpu", engine))
     assert sizes(zero) == sizes(ddp)
     assert ddp.is_bit_for_bit(zero)
 
@@ -36,7 +36,7 @@ def test_zero_measures_what_ddp_does_and_trains_alike(engine, ranks):
 @pytest.mark.parametrize("engine", ZERO)
 def test_with_a_frozen_number_zero_trains_as_ddp_does(engine, ranks):
     frozen = {
-        "optim_args": f"p_max=20,grad_rms={sizes(ranks.train('multi_gpu', arguments=MEASURING))[-1]},saturation=0.1"
+        "optim_args": f"p_max=20,grad_rms={sizes(ranks.train('multi_gpu', arguments=SAVING))[-1]},saturation=0.1"
     }
     ddp, zero = (ranks.train(name, arguments=frozen) for name in ("multi_gpu", engine))
     assert zero.is_bit_for_bit(ddp)

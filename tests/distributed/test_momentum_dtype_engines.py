@@ -6,15 +6,21 @@ import pytest
 import torch
 
 ENGINES = ["multi_gpu", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"]
-RUN = {"optim_args": "p_max=20,grad_rms=0.01,momentum_dtype=bfloat16", "max_steps": 8}
-SAVING = {**RUN, "save_strategy": "steps", "save_steps": 4, "save_total_limit": 1}
+IN_FLOAT32 = {"optim_args": "p_max=20,grad_rms=0.01", "max_steps": 8}
+SAVING = {
+    "optim_args": "p_max=20,grad_rms=0.01,momentum_dtype=bfloat16",
+    "max_steps": 8,
+    "save_strategy": "steps",
+    "save_steps": 4,
+    "save_total_limit": 1,
+}
 
 
 @pytest.mark.parametrize("engine", ENGINES[1:])
 def test_zero_trains_as_ddp_does(engine, ranks):
-    ddp, zero = (ranks.train(name, arguments=RUN) for name in ("multi_gpu", engine))
+    ddp, zero = (ranks.train(name, arguments=SAVING) for name in ("multi_gpu", engine))
     assert zero.is_bit_for_bit(ddp)
-    in_float32 = ranks.train("multi_gpu", arguments={**RUN, "optim_args": "p_max=20,grad_rms=0.01"})
+    in_float32 = ranks.train("multi_gpu", arguments=IN_FLOAT32)
     assert not ddp.is_bit_for_bit(in_float32)
 
 

@@ -26,7 +26,8 @@ def demo_arguments():
 
 def run(script, *arguments, cwd):
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("DS_", "ACCELERATE_"))}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{script.parent}{os.pathsep}{ROOT}"}
+    folders = [str(script.parent), str(ROOT), os.environ["PYTHONPATH"]]
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(folders)}
     done = subprocess.run(
         [sys.executable, "-c", RUN, str(script), *arguments],
         cwd=cwd,
