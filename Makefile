@@ -85,5 +85,5 @@ setup:
 
 clean:
 	@echo "clean: removing .venv, caches and build output"
-	@rm -rf .venv .nox build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf hf_lpsgd/optim/kernels/*.so .venv .nox build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,6 +5,7 @@ install it into a fresh environment, and run the tests from a copy of the reposi
 nothing but the installed wheel can be imported. Arguments after `--` are for pytest.
 """
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -13,6 +14,8 @@ import nox
 
 nox.options.default_venv_backend = "venv"
 nox.options.sessions = ["pinned"]
+nox.options.error_on_missing_interpreters = True
+os.environ.pop("PYTHONPATH", None)  # the package could be imported from there
 
 ROOT = Path(__file__).parent
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
@@ -23,6 +26,13 @@ TIED |= {"cuda-bindings", "cuda-pathfinder", "cuda-toolkit", "networkx", "setupt
 NOT_IN_A_COPY = shutil.ignore_patterns(
     "hf_lpsgd", "*.egg-info", "build", "dist", "runs", "site", "setup.py", "noxfile.py", "__pycache__", ".*"
 )
+# What is imported is what was installed, and the wheel brings the fused CPU step.
+CHECK = """
+import sys, hf_lpsgd
+from hf_lpsgd.optim.kernels import cpu
+assert hf_lpsgd.__file__.startswith(sys.prefix), hf_lpsgd.__file__
+assert cpu.instructions() is not None, cpu.why_unavailable(None)
+"""
 
 
 def run_tests(session: nox.Session, constraints: Path, *versions: str) -> None:
@@ -35,6 +45,7 @@ def run_tests(session: nox.Session, constraints: Path, *versions: str) -> None:
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(ROOT, copy, ignore=NOT_IN_A_COPY)
     session.chdir(copy)
+    session.run("python", "-c", CHECK)
     session.run("python", "-m", "hf_lpsgd", "--env")
     session.run("python", "-m", "pip", "list")
     session.run("python", "-m", "pytest", *(session.posargs or ["-n", "2", "--dist", "loadfile"]))

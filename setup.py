@@ -3,11 +3,21 @@
 Everything else about the package is in pyproject.toml.
 """
 
+import shutil
 from pathlib import Path
 
 from setuptools import setup
 from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
+
+
+class BuildAnew(build):
+    """Leaves nothing of an earlier build in the package: neither a removed module nor an old library."""
+
+    def run(self) -> None:
+        shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
 
 
 class BuildPlainLibrary(build_ext):
@@ -15,6 +25,12 @@ class BuildPlainLibrary(build_ext):
 
     def get_ext_filename(self, fullname: str) -> str:
         return str(Path(*fullname.split("."))) + ".so"
+
+    def run(self) -> None:
+        # Where there is no compiler, or it fails, the package is installed without the library, not with an old one.
+        for extension in self.extensions:
+            Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
+        super().run()
 
 
 class WheelForEveryPython(bdist_wheel):
@@ -26,4 +42,4 @@ class WheelForEveryPython(bdist_wheel):
         return "py3", "none", platform if compiled else "any"
 
 
-setup(cmdclass={"build_ext": BuildPlainLibrary, "bdist_wheel": WheelForEveryPython})
+setup(cmdclass={"build": BuildAnew, "build_ext": BuildPlainLibrary, "bdist_wheel": WheelForEveryPython})

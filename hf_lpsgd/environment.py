@@ -11,7 +11,7 @@ import torch
 
 from .optim import OPTIMIZERS
 from .optim.functional import default_implementation, why_distrusted
-from .optim.kernels import cpu
+from .optim.kernels import FUSED_KERNELS, cpu
 from .version import __version__
 
 _PACKAGES = ("torch", "triton", "transformers", "accelerate", "deepspeed", "datasets", "huggingface_hub", "aenum")
@@ -54,7 +54,7 @@ def _options() -> Iterator[tuple[str, str]]:
 
 def _devices() -> Iterator[tuple[str, str]]:
     instructions = cpu.instructions()
-    compiled = "" if instructions is None else f", the fused step uses {instructions}"
+    compiled = "" if instructions is None else f", the fused step uses {instructions} on {cpu.threads()} of them"
     threads = f"{os.cpu_count()} CPUs, {torch.get_num_threads()} threads{compiled}"
     yield "cpu", f"{_implementation(torch.device('cpu'))} ({threads})"
     for index in range(torch.cuda.device_count()):
@@ -72,6 +72,8 @@ def _implementation(device: torch.device) -> str:
     name, why_not_fused = default_implementation(device)
     if name == "fused":
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            if not FUSED_KERNELS[device.type].supports(device, dtype):
+                continue
             wrong = why_distrusted(device, (dtype, dtype, dtype))
             if wrong is not None:
                 return f"fused, but it is wrong: {wrong}"

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -24,13 +25,24 @@ def test_in_the_folder_above_a_clone_named_hf_lpsgd_the_package_is_imported_not_
     assert done.stdout.split() == [hf_lpsgd.__file__, "LPSGDM"], done.stderr
 
 
-@pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="the source of hf_lpsgd is not beside its tests")
-def test_without_a_compiler_the_wheel_is_for_every_platform_and_has_no_compiled_step(tmp_path):
+def copy_of_the_source(tmp_path):
     source = tmp_path / "source"
     ignored = shutil.ignore_patterns("*.so", "__pycache__")
     shutil.copytree(ROOT / "hf_lpsgd", source / "hf_lpsgd", ignore=ignored)
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
+    return source
+
+
+@pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="the source of hf_lpsgd is not beside its tests")
+def test_without_a_compiler_the_wheel_is_for_every_platform_and_has_no_compiled_step(tmp_path):
+    source = copy_of_the_source(tmp_path)
+    # What an earlier build with a compiler would have left, of another kernel and of a module that is no more.
+    for folder in ("lib", f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"):
+        old = source / "build" / folder / "hf_lpsgd" / "optim" / "kernels"
+        old.mkdir(parents=True)
+        (old / "_cpu_kernel.so").touch()
+        (old / "removed.py").touch()
     environment = {**os.environ, "CC": "no-such-compiler", "CXX": "no-such-compiler"}
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(source)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
@@ -39,4 +51,16 @@ def test_without_a_compiler_the_wheel_is_for_every_platform_and_has_no_compiled_
     assert wheel.name.endswith("-py3-none-any.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "hf_lpsgd/optim/kernels/cpu.py" in names
-    assert not [name for name in names if name.endswith(".so")]
+    assert not [name for name in names if name.endswith((".so", "removed.py"))]
+
+
+@pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="the source of hf_lpsgd is not beside its tests")
+def test_a_kernel_that_cannot_be_compiled_any_more_is_not_left_in_place(tmp_path):
+    source = copy_of_the_source(tmp_path)
+    library = source / "hf_lpsgd" / "optim" / "kernels" / "_cpu_kernel.so"
+    library.touch()
+    (library.parent / "cpu_kernel.cpp").write_text("this is no C++")
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not library.exists()

@@ -29,6 +29,23 @@ def test_a_compiled_kernel_that_is_broken_or_of_another_version_is_not_called(im
     assert functional.why_not_fused(torch.device("cpu")) is None
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="torch brings OpenMP under these names on Linux")
+def test_the_cpu_kernel_uses_as_many_threads_as_torch_and_one_where_torch_has_no_openmp(implement):
+    implement("fused")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert cpu.threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    code = (
+        "from hf_lpsgd.optim.kernels import cpu; import torch; torch.set_num_threads(3); "
+        "cpu._OPENMP = ('no_such_function',); print(cpu.threads())"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert shown.stdout.strip() == "1", shown.stderr
+
+
 def test_a_forked_child_of_a_process_that_has_stepped_can_step(implement):
     implement("fused")
     code = """

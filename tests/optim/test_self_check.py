@@ -10,7 +10,7 @@ import torch
 from hf_lpsgd import LPSGD, LPSGDM
 from hf_lpsgd.environment import describe_environment
 from hf_lpsgd.optim import functional
-from hf_lpsgd.optim.kernels import cpu, self_check, torch_ops
+from hf_lpsgd.optim.kernels import cpu, cuda, self_check, torch_ops
 
 CPU = torch.device("cpu")
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -91,6 +91,32 @@ def not_a_number(triples, hyper):
     return True
 
 
+def leaving_out(is_left_out):
+    """A kernel that makes no step where `is_left_out(triples, hyper)`."""
+
+    def step(triples, hyper):
+        return is_left_out(triples, hyper) or torch_step(triples, hyper)
+
+    return step
+
+
+def only_the_first(most):
+    """A kernel that updates the first `most` elements of a tensor alone."""
+
+    def step(triples, hyper):
+        parts = [
+            triple._replace(
+                param=triple.param[:most],
+                grad=triple.grad[:most],
+                buffer=None if triple.buffer is None else triple.buffer[:most],
+            )
+            for triple in triples
+        ]
+        return torch_step(parts, hyper)
+
+    return step
+
+
 @pytest.mark.parametrize("dtypes", IN_USE, ids=str)
 def test_torchs_foreach_operations_and_the_cpu_kernel_agree_with_torchs_single_ones(dtypes):
     assert self_check.why_wrong(torch_step, CPU, dtypes) is None
@@ -121,6 +147,42 @@ def test_torchs_foreach_operations_and_the_cpu_kernel_agree_with_torchs_single_o
 )
 def test_a_broken_kernel_is_found_out(step, dtypes, said):
     assert said in self_check.why_wrong(step, CPU, dtypes)
+
+
+UNTESTED_BRANCHES = {
+    "without a sum of squares": leaving_out(lambda triples, hyper: hyper.squares is None),
+    "with a sum of squares": leaving_out(lambda triples, hyper: hyper.squares is not None),
+    "p = 2": leaving_out(lambda triples, hyper: hyper.rho == 0 and hyper.momentum >= 0.5),
+    "p = 2 and little momentum": leaving_out(lambda triples, hyper: hyper.rho == 0 and hyper.momentum < 0.5),
+    "little momentum": leaving_out(lambda triples, hyper: hyper.rho > 0 and hyper.momentum < 0.5),
+    "a learning rate in a tensor": leaving_out(lambda triples, hyper: isinstance(hyper.lr, torch.Tensor)),
+    "the second block": only_the_first(1024),
+    "the tail": only_the_first(2048),
+    "the second thread": only_the_first(32768),
+    "aligned tensors": leaving_out(lambda triples, hyper: all(t.param.data_ptr() % 16 == 0 for t in triples)),
+}
+
+
+@pytest.mark.parametrize("dtypes", [IN_USE[0], IN_USE[3]], ids=str)
+@pytest.mark.parametrize("branch", UNTESTED_BRANCHES)
+def test_a_kernel_that_leaves_out_one_branch_is_found_out(branch, dtypes):
+    assert "is" in self_check.why_wrong(UNTESTED_BRANCHES[branch], CPU, dtypes)
+
+
+@pytest.mark.parametrize("dtypes", [(F32, F32, F32), (F32, F32, None), (F16, F16, F16)], ids=str)
+def test_the_cuda_kernel_as_interpreted_on_a_cpu_passes_and_every_branch_of_it_is_run(dtypes, load_kernel):
+    kernel = load_kernel(interpret=True)
+    branches = set()
+    real = cuda.step
+
+    def step(triples, hyper):
+        for triple in triples:
+            size, is_aligned = triple.param.numel(), triple.param.data_ptr() % 16 == 0
+            branches.add((size >= kernel.BLOCK and is_aligned, hyper.squares is None, hyper.rounding is None))
+        return real(triples, hyper)
+
+    assert self_check.why_wrong(step, CPU, dtypes) is None
+    assert {(True, True, True), (True, False, True), (True, False, False), (False, False, True)} <= branches
 
 
 @pytest.fixture
@@ -164,6 +226,12 @@ def test_a_broken_kernel_that_is_demanded_is_an_error_and_nothing_is_changed(bro
 def test_the_diagnosis_tells_of_a_broken_kernel(broken):
     (line,) = [line for line in describe_environment().splitlines() if line.startswith("cpu:")]
     assert "fused, but it is wrong: in a step with float32 parameters" in line
+
+
+def test_the_diagnosis_tries_no_dtype_that_the_kernel_does_not_take(broken, monkeypatch):
+    monkeypatch.setattr(cpu, "supports", lambda device, *dtypes: F32 not in dtypes)
+    (line,) = [line for line in describe_environment().splitlines() if line.startswith("cpu:")]
+    assert "fused, but it is wrong: in a step with bfloat16 parameters" in line
 
 
 def test_a_kernel_is_proved_once_for_each_kind_of_tensors(monkeypatch):

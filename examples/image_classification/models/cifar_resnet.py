@@ -99,7 +99,8 @@ class CifarResNetForImageClassification(PreTrainedModel):
         for stage in self.stages:
             x = stage(x)
         logits = self.classifier(x.mean((2, 3)))
-        loss = None if labels is None else cross_entropy(logits, labels)
+        # Any: older versions of transformers declare a FloatTensor, which no function is declared to return.
+        loss: Any = None if labels is None else cross_entropy(logits, labels)
         if return_dict is False:
             return (logits,) if loss is None else (loss, logits)
         return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits)

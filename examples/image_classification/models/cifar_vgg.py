@@ -82,7 +82,8 @@ class CifarVggForImageClassification(PreTrainedModel):
         # Convolutions are up to twice as fast in this layout, on CPUs and in half precision on GPUs.
         x = self.features(pixel_values.contiguous(memory_format=torch.channels_last))
         logits = self.classifier(x.mean((2, 3)))
-        loss = None if labels is None else cross_entropy(logits, labels)
+        # Any: older versions of transformers declare a FloatTensor, which no function is declared to return.
+        loss: Any = None if labels is None else cross_entropy(logits, labels)
         if return_dict is False:
             return (logits,) if loss is None else (loss, logits)
         return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits)

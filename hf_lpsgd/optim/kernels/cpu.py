@@ -16,7 +16,7 @@ from torch import Tensor
 from .rounding import key_of_parameter
 from .tensors import ParamGradBuffer, StepHyperparameters
 
-_INTERFACE = 4
+_INTERFACE = 5
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 _INSTALL = (
@@ -35,10 +35,14 @@ _OPENMP = ("GOMP_parallel", "omp_get_num_threads", "omp_get_thread_num")
 
 
 def _openmp() -> list[ctypes.c_void_p] | None:
-    """The addresses of `_OPENMP` in the library that torch has loaded, else in the system's; None without either."""
-    for loaded in (None, "libgomp.so.1"):
+    """The addresses of `_OPENMP` in the library that torch has loaded; None where it has loaded none with these names.
+
+    None is loaded here: a second library would bring a second set of threads.
+    """
+    if_loaded = getattr(os, "RTLD_NOLOAD", 0) | os.RTLD_LAZY
+    for name_of_library in (None, "libgomp.so.1") if hasattr(os, "RTLD_NOLOAD") else (None,):
         try:
-            library = ctypes.CDLL(loaded)
+            library = ctypes.CDLL(name_of_library, if_loaded)
             return [ctypes.cast(getattr(library, name), ctypes.c_void_p) for name in _OPENMP]
         except (OSError, AttributeError):
             continue
@@ -80,6 +84,16 @@ def instructions() -> str | None:
     return None if isinstance(library, str) else library.hf_lpsgd_instructions().decode()
 
 
+def threads() -> int:
+    """How many threads a step on large tensors uses here; 1 where torch has loaded no OpenMP library."""
+    library = _library()
+    return 1 if isinstance(library, str) else library.hf_lpsgd_threads(_most_threads())
+
+
+def _most_threads() -> int:
+    return 1 if _in_forked_child else torch.get_num_threads()
+
+
 def supports(device: torch.device, *dtypes: torch.dtype | None) -> bool:
     """Whether a parameter, gradient and momentum buffer (or None) of these dtypes can be updated."""
     return all(dtype is None or dtype in _DTYPES for dtype in dtypes)
@@ -112,7 +126,7 @@ def step(triples: list[ParamGradBuffer], hyper: StepHyperparameters) -> bool:
         eps,
         bound,
         maximize,
-        1 if _in_forked_child else torch.get_num_threads(),
+        _most_threads(),
         None if measured is None else ctypes.byref(measured),
     )
     if squares is not None and measured is not None:

@@ -327,11 +327,20 @@ int64_t cut(int64_t bound, int64_t first, int64_t size) {
 extern "C" {
 
 // Changes whenever a signature below does, so that a library built from other sources is not called.
-int32_t hf_lpsgd_interface() { return 4; }
+int32_t hf_lpsgd_interface() { return 5; }
 
 // Takes the functions to make threads with.
 void hf_lpsgd_use_openmp(void (*parallel)(void (*)(void*), void*, unsigned, unsigned), int (*team)(), int (*thread)()) {
   openmp = {parallel, team, thread};
+}
+
+// How many threads a step uses where it may use `most`.
+int32_t hf_lpsgd_threads(int32_t most) {
+  int32_t threads = 0;
+  on_threads(most, [&](int64_t thread, int64_t team) {
+    if (thread == 0) threads = static_cast<int32_t>(team);
+  });
+  return threads;
 }
 
 // The instruction set in use: AVX512, AVX2 or DEFAULT.

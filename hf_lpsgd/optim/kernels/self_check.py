@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,15 +18,34 @@ Step = Callable[[list[ParamGradBuffer], StepHyperparameters], bool]
 # Of parameters, gradients and momentum buffers; None where there are no buffers.
 Dtypes = tuple[torch.dtype | None, ...]
 
-# Whole vectors; more and a tail, which begin one element into their memory; and one element.
-_SIZES = (256, 301, 1)
+# Two whole blocks of the CUDA kernel and a tail; vectors and a tail, which begin one element into their memory; one
+# element.
+_SIZES = (2053, 301, 1)
+_LARGE = 70_000  # elements that the CPU kernel shares out among threads
 
+
+class _Case(NamedTuple):
+    hyper: StepHyperparameters
+    sizes: tuple[int, ...] = _SIZES
+    measures: bool = True  # the sum of squares
+    lr_in_tensor: bool = False
+
+
+# Each of a kernel's branches: with and without a power, the two ways to form the mean, a measuring step and another.
 _CASES = {
-    "a step": StepHyperparameters(0.01, 0.9, 0.8, 1e-8, 0.1, False),
-    "a step with p = 2": StepHyperparameters(0.01, 0.4, 0.0, 1e-8, 0.0, True),
-    "a bounded step": StepHyperparameters(0.01, 0.6, 0.9, 1e-8, 0.1, False, lr_scale=0.3, bound=0.02),
-    "a step with stochastic rounding": StepHyperparameters(
-        0.01, 0.9, 0.8, 1e-8, 0.1, False, rounding=StochasticRounding(0, 1).key
+    "a step": _Case(StepHyperparameters(0.01, 0.9, 0.8, 1e-8, 0.1, False)),
+    "a step on a large tensor": _Case(
+        StepHyperparameters(0.01, 0.9, 0.8, 1e-8, 0.1, False), sizes=(_LARGE,), measures=False
+    ),
+    "a step with p = 2": _Case(StepHyperparameters(0.01, 0.9, 0.0, 1e-8, 0.0, True), measures=False),
+    "a step with p = 2 and little momentum": _Case(
+        StepHyperparameters(0.01, 0.4, 0.0, 1e-8, 0.1, False), measures=False, lr_in_tensor=True
+    ),
+    "a bounded step with little momentum": _Case(
+        StepHyperparameters(0.01, 0.4, 0.9, 1e-8, 0.1, False, lr_scale=0.3, bound=0.02)
+    ),
+    "a step with stochastic rounding": _Case(
+        StepHyperparameters(0.01, 0.9, 0.8, 1e-8, 0.1, False, rounding=StochasticRounding(0, 1).key)
     ),
 }
 
@@ -45,15 +65,16 @@ def why_wrong(step: Step, device: torch.device, dtypes: Dtypes) -> str | None:
         dtypes: of the tensors that it is to update.
     """
     with torch.no_grad():
-        for name, hyper in _CASES.items():
+        tensors = {sizes: list(_triples(device, dtypes, sizes)) for sizes in {case.sizes for case in _CASES.values()}}
+        for name, case in _CASES.items():
             try:
-                found = _results(step, hyper, device, dtypes)
+                found = _results(step, case, tensors[case.sizes])
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # of whichever kind the kernel raises
                 said = str(error).strip().splitlines() or [""]
                 return f"{name} fails with {type(error).__name__}: {said[-1]}"
-            expected = _results(_by_torch, hyper, device, dtypes)
+            expected = _results(_by_torch, case, tensors[case.sizes])
             for (kind, one), (_, other) in zip(found, expected, strict=True):
                 wrong = _first_wrong(one, other)
                 if wrong is not None:
@@ -66,30 +87,53 @@ def _by_torch(triples: list[ParamGradBuffer], hyper: StepHyperparameters) -> boo
     return True
 
 
-def _results(step: Step, hyper: StepHyperparameters, device: torch.device, dtypes: Dtypes) -> list[tuple[str, Tensor]]:
+def _results(step: Step, case: _Case, tensors: list[ParamGradBuffer]) -> list[tuple[str, Tensor]]:
     """What a step makes of the parameters, the momentum and the sum of squares, in words and numbers."""
-    triples, squares = list(_triples(device, dtypes)), SumOfSquares()
-    if not step(triples, hyper._replace(squares=squares)):
+    triples, hyper, squares = [_copy(triple) for triple in tensors], case.hyper, SumOfSquares()
+    if case.measures:
+        hyper = hyper._replace(squares=squares)
+    if case.lr_in_tensor:
+        hyper = hyper._replace(lr=torch.tensor(hyper.lr, device=triples[0].param.device))
+    if not step(triples, hyper):
         raise RuntimeError("it was not made")
     results = [("a parameter", torch.cat([triple.param for triple in triples]).cpu())]
     buffers = [triple.buffer for triple in triples if triple.buffer is not None]
     if buffers:
         results.append(("a momentum", torch.cat(buffers).cpu()))
-    return [*results, ("the sum of squares", torch.tensor([squares.total()], dtype=torch.float32))]
+    if case.measures:
+        results.append(("the sum of squares", torch.tensor([squares.total()], dtype=torch.float32)))
+    return results
 
 
-def _triples(device: torch.device, dtypes: Dtypes) -> Iterator[ParamGradBuffer]:
-    """Values of many sizes and both signs, the same at each call."""
-    for number, size in enumerate(_SIZES):
+def _triples(device: torch.device, dtypes: Dtypes, sizes: tuple[int, ...]) -> Iterator[ParamGradBuffer]:
+    """Values of many sizes and both signs, the same at each call.
+
+    A gradient has the sign of its momentum: where they cancel, the least rounding makes another step.
+    """
+    for number, size in enumerate(sizes):
         tensors: list[Tensor | None] = []
-        for place, dtype in enumerate(dtypes):
-            turns = torch.arange(size + 1, dtype=torch.float32, device=device) * (1.7 + place) + number
-            values = turns.sin() * 10.0 ** (1.5 * turns.cos() - 1.5)
-            tensors.append(None if dtype is None else values.to(dtype)[number % 2 :][:size])
+        places = torch.arange(size, dtype=torch.float32, device=device)
+        signs = 1 - 2 * (places % 3 == 0).float()
+        for kind, dtype in enumerate(dtypes):
+            turns = places * (1.7 + kind) + number
+            values = signs * turns.sin().abs() * 10.0 ** (1.5 * turns.cos() - 1.5)
+            tensors.append(None if dtype is None else values.to(dtype))
         param, grad, buffer = tensors
         assert param is not None
         assert grad is not None
         yield ParamGradBuffer(param, grad, buffer, number)
+
+
+def _copy(triple: ParamGradBuffer) -> ParamGradBuffer:
+    """The tensors once more; every second parameter's begin one element into their memory, so are not aligned."""
+
+    def copied(tensor: Tensor) -> Tensor:
+        first = triple.number % 2
+        copy = tensor.new_empty(len(tensor) + first)[first:]
+        return copy.copy_(tensor)
+
+    param, grad, buffer, number = triple
+    return ParamGradBuffer(copied(param), copied(grad), None if buffer is None else copied(buffer), number)
 
 
 def _first_wrong(one: Tensor, other: Tensor) -> int | None:
