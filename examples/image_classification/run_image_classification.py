@@ -100,7 +100,7 @@ def delete(checkpoint: Path) -> None:
     try:
         shutil.rmtree(checkpoint)
     except OSError as error:
-        why = error.strerror or error
+        why = "it is a symbolic link" if checkpoint.is_symlink() else error.strerror or error
         fail(f"--overwrite_output_dir cannot delete {str(checkpoint)!r}: {why}; name another --output_dir")
 
 
