@@ -24,6 +24,6 @@ if _has_transformers:
     try:
         _register()
     except ImportError as error:
-        import warnings as _warnings
+        from .notices import warn_user as _warn_user
 
-        _warnings.warn(f"hf_lpsgd did not register with the Trainer: {error}", stacklevel=2)
+        _warn_user(f"hf_lpsgd did not register with the Trainer: {error}")

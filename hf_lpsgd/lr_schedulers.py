@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
+
+from .notices import warn_user
 
 # Wrappers of wrappers; a bound, for objects that have every attribute.
 _DEEPEST = 8
@@ -89,8 +90,7 @@ def notice_other_owner(lr_scheduler: Any, owner: Any, optimizer: Any) -> None:
     """Warn where an LR scheduler was made for another optimizer, its `owner`, and so sets no rate of this one."""
     groups = getattr(owner, "param_groups", optimizer.param_groups)
     if owner is not optimizer and not any(group is own for group in groups for own in optimizer.param_groups):
-        warnings.warn(
+        warn_user(
             f"p follows the learning rate of this optimizer, which the LR scheduler {type(lr_scheduler).__name__} "
-            f"does not set: it was made for another {type(owner).__name__}. Give the LR scheduler of this one.",
-            stacklevel=3,
+            f"does not set: it was made for another {type(owner).__name__}. Give the LR scheduler of this one."
         )

@@ -7,7 +7,6 @@ checkpoint of the LR scheduler holds all that a run needs to resume p.
 from __future__ import annotations
 
 import math
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -22,6 +21,7 @@ from .lr_schedulers import (
     tells_steps,
     unwrap_scheduler,
 )
+from .notices import warn_user
 from .optim.base import LpOptimizer
 from .optim.grad_rms import FEWEST_UPDATES
 from .optim.options import Choice, check_count
@@ -227,12 +227,11 @@ class PScheduleTie:
             for at in (step, step - _SKIPPED)
         )
         if not now - 1e-6 <= loaded_p <= before + 1e-6:
-            warnings.warn(
+            warn_user(
                 f"p goes from {loaded_p:.4g} in the loaded state to {now:.4g}: the p schedule {self.schedule!r} over "
                 f"{self.num_training_steps} steps is not the one that the state was saved under, or its LR scheduler "
                 "was not loaded with it. To go on as before, give the schedule, num_training_steps and "
-                "num_warmup_steps of that run, and load both.",
-                stacklevel=4,
+                "num_warmup_steps of that run, and load both."
             )
 
     def _notice_stillness(self) -> None:
@@ -251,12 +250,11 @@ class PScheduleTie:
         if self._still[id(first)] > _SEVERAL:
             self.moves_each_step = False  # it is said once
             p = self.optimizer.param_groups[0]["p"]
-            warnings.warn(
+            warn_user(
                 f"p is tied to a {type(self.lr_scheduler).__name__} that has not moved for {_SEVERAL} optimizer "
                 f"steps, and stays at {p:.4g}. Call its step() after each optimizer step, or tie the LR scheduler "
                 "that is stepped in its place. If it is stepped once per epoch, tell tie_p_schedule so by "
-                "steps_per_epoch=1.",
-                stacklevel=4,
+                "steps_per_epoch=1."
             )
 
     def _progress(self, step: int) -> float:

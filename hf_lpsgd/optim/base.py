@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, overload
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from ..notices import warn_user
 from . import functional, grad_rms, loaded_state, stochastic
 from .functional import check_fused
 from .kernels.tensors import PLAIN_TENSOR_TYPES, SumOfSquares
@@ -161,22 +161,20 @@ class LpOptimizer(Optimizer):
             first = self.param_groups[0]
             self._loaded_p = (float(first["p"]), float(first["p_max"]))
         if replaced:
-            warnings.warn(
+            warn_user(
                 f"The loaded state replaces options of this {type(self).__name__}: {', '.join(replaced)}. To change "
                 "them on purpose, set them in optimizer.param_groups after loading, or start a new run from the "
-                "weights of the checkpoint.",
-                stacklevel=4,
+                "weights of the checkpoint."
             )
 
     def _notice_no_tie(self) -> None:
         loaded = self._take_loaded_p()  # a tie would have taken it
         first = self.param_groups[0] if loaded else {}
         if loaded is not None and first["p"] == loaded[0] < first["p_max"]:
-            warnings.warn(
+            warn_user(
                 f"p is {loaded[0]:.4g} in the loaded or copied state, below p_max = {first['p_max']:.4g}, and no LR "
                 "scheduler is tied to this optimizer, so that p stays there. Call hf_lpsgd.tie_p_schedule as before "
-                "the state was saved. If p is to stay, set p_max to it.",
-                stacklevel=5,
+                "the state was saved. If p is to stay, set p_max to it."
             )
 
     def _take_loaded_p(self) -> tuple[float, float] | None:

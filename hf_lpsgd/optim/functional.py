@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from functools import cache
 from typing import Literal
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
+from ..notices import warn_user
 from .kernels import FUSED_KERNELS, self_check, torch_ops
 from .kernels.rounding import StochasticRounding
 from .kernels.self_check import Dtypes
@@ -288,7 +288,7 @@ def _prove(device: torch.device, dtypes: Dtypes, is_demanded: bool) -> bool:
     if is_demanded:
         raise ValueError(f"Invalid fused: True. {message[0].upper()}{message[1:]}. Until then, leave fused=None.")
     if not is_known:
-        warnings.warn(f"Torch's own operations are used: {message}.", stacklevel=2)
+        warn_user(f"Torch's own operations are used: {message}.")
     return False
 
 
@@ -319,4 +319,4 @@ def _is_fused_by_default(device: torch.device) -> bool:
 @cache
 def _warn_of_slower(reason: str) -> None:
     """Say once why the default implementation on CUDA is not the fastest."""
-    warnings.warn(f"hf_lpsgd updates with the slower foreach implementation: {reason}", stacklevel=2)
+    warn_user(f"hf_lpsgd updates with the slower foreach implementation: {reason}")

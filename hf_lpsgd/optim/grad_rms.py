@@ -12,12 +12,13 @@ ZeRO does. All that the measurement knows are plain numbers in the param groups,
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..notices import warn_user
 
 AUTO = "auto"
 
@@ -145,10 +146,9 @@ class Measurement:
     def _tell_of_zero(self) -> None:
         self._zeros += 1
         if self._zeros == (1 if self.is_tied else 2):
-            warnings.warn(
+            warn_user(
                 "All gradients of a step are zero, so grad_rms=auto cannot measure them, and waits for the next step. "
-                "If this goes on, nothing is trained: look for a loss that does not depend on the parameters.",
-                stacklevel=5,
+                "If this goes on, nothing is trained: look for a loss that does not depend on the parameters."
             )
 
 

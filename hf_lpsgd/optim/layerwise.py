@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, MutableMapping
 from threading import Lock
 from weakref import ReferenceType, WeakMethod, ref
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ..notices import warn_user
 from .base import Call, LpOptimizer
 from .grad_rms import takes_part
 from .kernels.tensors import SumOfSquares
@@ -173,10 +173,9 @@ class StepInBackward:
         self._stage = optimizer._begin_measuring()
         measuring = [group for group in optimizer.param_groups if takes_part(group)]
         if self._stage == "first" and any(float(group["lr"]) != 0 for group in measuring):
-            warnings.warn(
+            warn_user(
                 "The first step measures the gradients for grad_rms='auto', and changes no weights. With a "
-                "warm-up, whose first learning rate is 0, no step is lost by it.",
-                stacklevel=3,
+                "warm-up, whose first learning rate is 0, no step is lost by it."
             )
 
     def _find_places(self) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from ..notices import warn_user
 from .kernels.rounding import ROUNDED, StochasticRounding
 
 # In a group: the number of its updates so far.
@@ -63,9 +63,8 @@ def notice_no_effect(groups: Sequence[dict[str, Any]]) -> None:
         for group in groups
         if takes_part(group)
     ):
-        warnings.warn(
+        warn_user(
             "rounding='stochastic' has no effect here: neither parameters nor momentum are bfloat16 or float16. "
             "Automatic mixed precision (--bf16) and DeepSpeed keep the weights in float32. To train in bfloat16, "
-            "load the model with dtype=torch.bfloat16.",
-            stacklevel=5,
+            "load the model with dtype=torch.bfloat16."
         )

@@ -6,12 +6,12 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
+from ..notices import warn_user
 from ..optim import OPTIMIZERS
 from .optim_args import optimizer_class_and_kwargs
 
@@ -112,7 +112,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
         try:
             self.then(module)
         except ImportError as error:
-            warnings.warn(f"hf_lpsgd did not register with the Trainer: {error}", stacklevel=2)
+            warn_user(f"hf_lpsgd did not register with the Trainer: {error}")
 
 
 class _ThenLoader(importlib.abc.Loader):
