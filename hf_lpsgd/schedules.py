@@ -325,6 +325,11 @@ def tie_p_schedule(
     check_count("steps_per_epoch", steps_per_epoch, 1, "granularity 'epoch' needs it", optional=not by_epochs)
     if with_horizon:
         scheduler_step(scheduler)  # which fails where the scheduler does not tell
+        if num_warmup_steps >= (num_training_steps or 0):
+            warn_user(
+                f"p stays at p_max: num_warmup_steps is {num_warmup_steps}, and the whole run has "
+                f"{num_training_steps} steps (num_training_steps)."
+            )
     if record.follows_lr:
         notice_other_owner(scheduler, unwrap_optimizer(getattr(scheduler, "optimizer", base)), base)
         for group in base.param_groups:
