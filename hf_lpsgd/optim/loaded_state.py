@@ -32,6 +32,8 @@ _BEFORE: dict[Option, Any] = {
     ROUNDING_SEED: 0,
 }
 
+_INSTEAD = "load a checkpoint that the same optimizer wrote, or the weights of the model alone for a new run."
+
 
 def check_kind(cls: type[Optimizer], group: dict[str, Any], present: dict[str, Any] | None) -> None:
     """Fail unless a loaded group is one of `cls`: it has its numbers, and no option of another class.
@@ -45,8 +47,7 @@ def check_kind(cls: type[Optimizer], group: dict[str, Any], present: dict[str, A
     missing = [option.name for option in options if isinstance(option, Number) and option.name not in group]
     if missing:
         raise ValueError(
-            f"The state holds no {' and no '.join(missing)} and so is not one of {cls.__name__}: "
-            "load a checkpoint that the same optimizer wrote."
+            f"The state holds no {' and no '.join(missing)} and so is not one of {cls.__name__}: {_INSTEAD}"
         )
     if present is None:
         return
@@ -58,7 +59,7 @@ def check_kind(cls: type[Optimizer], group: dict[str, Any], present: dict[str, A
         if held:
             raise ValueError(
                 f"The state holds {' and '.join(held)} and so is one of {other.__name__}, not of "
-                f"{cls.__name__}: load a checkpoint that the same optimizer wrote."
+                f"{cls.__name__}: {_INSTEAD}"
             )
 
 
