@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from versions import resumes_processes_on_a_cpu
 
 ENGINES = ["multi_gpu", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"]
 IN_FLOAT32 = {"optim_args": "p_max=20,grad_rms=0.01", "max_steps": 8}
@@ -24,7 +25,7 @@ def test_zero_trains_as_ddp_does(engine, ranks):
     assert not ddp.is_bit_for_bit(in_float32)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", [pytest.param("multi_gpu", marks=resumes_processes_on_a_cpu), *ENGINES[1:]])
 def test_a_killed_run_goes_on_bit_for_bit_with_the_momentum_in_it(engine, ranks):
     straight = ranks.train(engine, arguments=SAVING)
     killed = ranks.train(engine, arguments=SAVING, kill_at=6, exit_codes=[-9, -9])
