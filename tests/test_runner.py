@@ -198,9 +198,9 @@ ENDINGS = {
         "",
     ),
     "exit handler and thread after an error": (
-        "import atexit, threading, time\n"
+        "import atexit, threading\n"
         "atexit.register(print, 'handler')\n"
-        "threading.Thread(target=lambda: (time.sleep(0.2), print('thread'), 1 / 0)).start()\n"
+        "threading.Thread(target=lambda: (threading.main_thread().join(), print('thread'), 1 / 0)).start()\n"
         "raise ValueError('bad')",
         1,
         "ValueError: bad",
