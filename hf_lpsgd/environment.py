@@ -54,7 +54,7 @@ def _options() -> Iterator[tuple[str, str]]:
 
 def _devices() -> Iterator[tuple[str, str]]:
     instructions = cpu.instructions()
-    compiled = "" if instructions is None else f", the fused step uses {instructions} with {cpu.threads()} of them"
+    compiled = "" if instructions is None else f", the fused step uses {instructions} on {cpu.threads()} threads"
     threads = f"{os.cpu_count()} CPUs, {torch.get_num_threads()} threads{compiled}"
     yield "cpu", f"{_implementation(torch.device('cpu'))} ({threads})"
     for index in range(torch.cuda.device_count()):

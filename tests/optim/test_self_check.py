@@ -35,15 +35,20 @@ def wrong_exponent(triples, hyper):
     return torch_step(triples, hyper._replace(rho=hyper.rho * 1.001))
 
 
-def skipped_tail(triples, hyper):
-    def cut(tensor):
-        return None if tensor is None else tensor[: max(len(tensor) // 16 * 16, 1)]
+def shortened(triples, length):
+    """The first `length(size)` elements of tensors of `size` elements."""
 
-    shorter = [
-        triple._replace(**dict(zip(("param", "grad", "buffer"), map(cut, triple[:3]), strict=True)))
+    def cut(tensor):
+        return None if tensor is None else tensor[: length(len(tensor))]
+
+    return [
+        triple._replace(param=cut(triple.param), grad=cut(triple.grad), buffer=cut(triple.buffer))
         for triple in triples
     ]
-    return torch_step(shorter, hyper)
+
+
+def skipped_tail(triples, hyper):
+    return torch_step(shortened(triples, lambda size: max(size // 16 * 16, 1)), hyper)
 
 
 def rounding_towards_zero(triples, hyper):
@@ -104,15 +109,7 @@ def only_the_first(most):
     """A kernel that updates the first `most` elements of a tensor alone."""
 
     def step(triples, hyper):
-        parts = [
-            triple._replace(
-                param=triple.param[:most],
-                grad=triple.grad[:most],
-                buffer=None if triple.buffer is None else triple.buffer[:most],
-            )
-            for triple in triples
-        ]
-        return torch_step(parts, hyper)
+        return torch_step(shortened(triples, lambda size: most), hyper)
 
     return step
 
@@ -149,7 +146,7 @@ def test_a_broken_kernel_is_found_out(step, dtypes, said):
     assert said in self_check.why_wrong(step, CPU, dtypes)
 
 
-UNTESTED_BRANCHES = {
+WITHOUT_ONE_BRANCH = {
     "without a sum of squares": leaving_out(lambda triples, hyper: hyper.squares is None),
     "with a sum of squares": leaving_out(lambda triples, hyper: hyper.squares is not None),
     "p = 2": leaving_out(lambda triples, hyper: hyper.rho == 0 and hyper.momentum >= 0.5),
@@ -164,9 +161,9 @@ UNTESTED_BRANCHES = {
 
 
 @pytest.mark.parametrize("dtypes", [IN_USE[0], IN_USE[3]], ids=str)
-@pytest.mark.parametrize("branch", UNTESTED_BRANCHES)
+@pytest.mark.parametrize("branch", WITHOUT_ONE_BRANCH)
 def test_a_kernel_that_leaves_out_one_branch_is_found_out(branch, dtypes):
-    assert "is" in self_check.why_wrong(UNTESTED_BRANCHES[branch], CPU, dtypes)
+    assert " and not " in self_check.why_wrong(WITHOUT_ONE_BRANCH[branch], CPU, dtypes)
 
 
 @pytest.mark.parametrize("dtypes", [(F32, F32, F32), (F32, F32, None), (F16, F16, F16)], ids=str)
