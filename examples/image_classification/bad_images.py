@@ -7,7 +7,8 @@ import datasets
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets.utils import tqdm
-from image_data import BadData, NotEightBit, cannot_decode, decode, fail
+from errors.fail import fail
+from image_data import BadData, NotEightBit, cannot_decode, decode
 
 NAMED = 5  # in the log
 AT_ONCE = 256

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from image_data import fail
+from errors.fail import fail
 
 
 def checkpoints_in(folder: Path) -> list[Path]:

@@ -1,8 +1,9 @@
 """The columns of a dataset that hold the images and the labels, and the classes that the labels mean."""
 
 import datasets
-from image_data import DataArguments, fail
-from nearest import did_you_mean
+from errors.fail import fail
+from errors.nearest import did_you_mean
+from image_data import DataArguments
 
 
 def find_columns(dataset: datasets.Dataset, args: DataArguments) -> tuple[str, str]:

@@ -1,18 +1,17 @@
 """The images: where they come from, their columns and splits, and their random views."""
 
 import math
-import os
 import random
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
+from errors.fail import fail, first_line
+from errors.nearest import did_you_mean
 from huggingface_hub.utils import logging as hub_logging
-from nearest import did_you_mean
 from PIL import Image, ImageOps
 
 AUGMENTATIONS = ("auto", "none", "shift", "shift_flip", "resized_crop_flip")
@@ -115,17 +114,6 @@ class DataArguments:
             guess = did_you_mean(self.augmentation, AUGMENTATIONS)
             names = ", ".join(AUGMENTATIONS)
             fail(f"--augmentation must be one of {names}, not {self.augmentation!r}{guess and '.'}{guess}")
-
-
-def fail(message: str, anywhere: bool = False) -> NoReturn:
-    """End the run with one line. The first process prints it; with `anywhere`, whichever process meets the mistake."""
-    if anywhere or int(os.environ.get("RANK", "0")) == 0:
-        print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class BadData(Exception):

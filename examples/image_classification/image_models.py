@@ -9,8 +9,9 @@ from typing import Any
 
 import models  # noqa: F401  # makes cifar_resnet and cifar_vgg known to transformers
 import transformers
-from image_data import DataArguments, fail, first_line
-from nearest import did_you_mean
+from errors.fail import fail, first_line
+from errors.nearest import did_you_mean
+from image_data import DataArguments
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES

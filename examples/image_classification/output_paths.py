@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from image_data import fail
+from errors.fail import fail
 
 __all__ = ["check_cache_folder", "check_output_folder", "why_not_writable"]
 

@@ -23,9 +23,10 @@ import transformers
 from arguments import Arguments, check_arguments, parse_arguments
 from card_facts import RunFacts, license_of
 from checkpoints import checkpoints_in, find_checkpoint
+from errors.fail import fail
 from exact_resume import ExactTrainer
 from hub import CardTrainer, check_push, keep_token_out_of_files
-from image_data import BadData, fail
+from image_data import BadData
 from image_models import load_exactly
 from model_card import PLOT_NAME
 from prepare import (

@@ -21,9 +21,10 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DataLoaderConfiguration, DeepSpeedPlugin, ProjectConfiguration, set_seed
 from arguments import parse
-from image_data import BadData, DataArguments, ImageDataset, fail
+from errors.fail import fail
+from errors.nearest import did_you_mean
+from image_data import BadData, DataArguments, ImageDataset
 from image_models import ModelArguments
-from nearest import did_you_mean
 from output_paths import check_cache_folder, check_output_folder
 from prepare import augmentation_line, choose_augmentation, for_model, leave_out_bad, load_images, load_model, settle
 from torch.utils.data import DataLoader

@@ -7,8 +7,9 @@ from typing import Any
 import datasets
 import torch
 from datasets import IterableDataset as Stream
-from image_data import BadData, DataArguments, Views, cannot_decode, decode, fail
-from nearest import did_you_mean
+from errors.fail import fail
+from errors.nearest import did_you_mean
+from image_data import BadData, DataArguments, Views, cannot_decode, decode
 
 
 def choose_streams(

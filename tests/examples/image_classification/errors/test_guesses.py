@@ -5,7 +5,7 @@ import re
 import sys
 
 import pytest
-from nearest import did_you_mean, listed
+from errors.nearest import did_you_mean, listed
 from paths import IMAGE_CLASSIFICATION
 
 TRAINER, LOOP = "run_image_classification", "run_image_classification_no_trainer"

@@ -1,0 +1,1 @@
+"""How a run ends with one line: what was wrong, and what was likely meant."""

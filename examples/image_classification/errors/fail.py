@@ -1,0 +1,17 @@
+"""A mistake ends the run with one line."""
+
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+
+def fail(message: str, anywhere: bool = False) -> NoReturn:
+    """End the run with one line. The first process prints it; with `anywhere`, whichever process meets the mistake."""
+    if anywhere or int(os.environ.get("RANK", "0")) == 0:
+        print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
