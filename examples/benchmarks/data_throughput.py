@@ -31,7 +31,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "image_classification"))
 
 from arguments import parse_arguments  # noqa: E402
-from card_facts import RunFacts  # noqa: E402
+from card.facts import RunFacts  # noqa: E402
 from image_data import ImageDataset  # noqa: E402
 from prepare import for_model, load_images, load_model  # noqa: E402
 from run_image_classification import make_trainer  # noqa: E402

@@ -9,10 +9,10 @@ from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
-from card_facts import RunFacts
+from card.facts import RunFacts
+from card.writing import write_model_card
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-from model_card import write_model_card
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 __all__ = ["CardTrainer", "check_push", "explain", "keep_token_out_of_files"]

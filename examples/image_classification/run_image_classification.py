@@ -21,14 +21,14 @@ import datasets
 import evaluate
 import transformers
 from arguments import Arguments, check_arguments, parse_arguments
-from card_facts import RunFacts, license_of
+from card.facts import RunFacts, license_of
+from card.writing import PLOT_NAME
 from checkpoints import checkpoints_in, find_checkpoint
 from errors.fail import fail
 from exact_resume import ExactTrainer
 from hub import CardTrainer, check_push, keep_token_out_of_files
 from image_data import BadData
 from image_models import load_exactly
-from model_card import PLOT_NAME
 from prepare import (
     Images,
     augmentation_line,

@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from curves import plot_history
+from card.curves import plot_history
 from paths import IMAGE_CLASSIFICATION
 from PIL import Image
 
@@ -68,12 +68,12 @@ def test_without_matplotlib_the_error_names_the_extra(tmp_path, monkeypatch):
 
 def test_no_global_state_of_matplotlib_is_needed(tmp_path):
     code = (
-        "import json, sys; from curves import plot_history\n"
+        "import json, sys; from card.curves import plot_history\n"
         "assert 'matplotlib' not in sys.modules\n"
         "plot_history(json.loads(sys.argv[1]), sys.argv[2])\n"
         "assert 'matplotlib.figure' in sys.modules and 'matplotlib.pyplot' not in sys.modules"
     )
     command = [sys.executable, "-c", code, json.dumps(HISTORY), str(tmp_path / "curves.png")]
-    # In the folder of curves.py, which is where Python looks for it first.
+    # In the folder of the scripts, where Python looks first.
     result = subprocess.run(command, cwd=IMAGE_CLASSIFICATION, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

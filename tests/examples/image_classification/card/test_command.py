@@ -4,9 +4,10 @@ import os
 import subprocess
 import sys
 
-import card_command
 import pytest
-from card_command import command_of
+from card import command as card_command
+from card.command import command_of
+from paths import IMAGE_CLASSIFICATION
 
 TOKEN = "hf_neverToBeSeen0123456789"
 ARGUMENTS = ["--do_train", "--run_name", "two words"]
@@ -15,7 +16,7 @@ SHOWN = "--do_train --run_name 'two words'"
 SCRIPT = """\
 import sys
 
-from card_command import command_of
+from card.command import command_of
 
 command = command_of(sys.argv)
 print("told", command.is_typed, command.line)
@@ -169,7 +170,7 @@ def test_a_real_process_finds_its_own_command(tmp_path, launcher):
     done = subprocess.run(
         [*start, "--run_name", "two words"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.path.dirname(card_command.__file__), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(IMAGE_CLASSIFICATION), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=60,

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from card_facts import RunFacts, license_of
+from card.facts import RunFacts, license_of
+from card.writing import make_model_card, results_rows, write_model_card
 from huggingface_hub import ModelCard
-from model_card import make_model_card, results_rows, write_model_card
 from transformers import TrainingArguments
 
 from hf_lpsgd import LPSGD, LPSGDM

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from card_command import command_of, without_secret_entries
-from card_facts import RunFacts
-from card_optimizer import (
+from huggingface_hub import get_token
+
+from card.command import command_of, without_secret_entries
+from card.facts import RunFacts
+from card.optimizer import (
     implementation_of,
     measured_over,
     optimizer_name,
@@ -23,8 +25,6 @@ from card_optimizer import (
     settings_of,
     size_of_gradient,
 )
-from huggingface_hub import get_token
-
 from hf_lpsgd.schedules import P_SCHEDULES
 from hf_lpsgd.trainer import OptimArgs
 from hf_lpsgd.trainer.optim_args import name_of

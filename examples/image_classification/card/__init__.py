@@ -1,0 +1,1 @@
+"""The model card of a run: what it tells, and where it knows it from."""
