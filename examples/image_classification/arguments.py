@@ -16,7 +16,7 @@ import yaml
 from errors.fail import fail
 from errors.nearest import did_you_mean, listed, nearest
 from image_data import DataArguments
-from image_models import ModelArguments
+from models.loading import ModelArguments
 from output_paths import check_cache_folder, check_output_folder
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from image_data import ImageDataset
-from image_models import load_exactly
+from models.loading import load_exactly
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 

@@ -11,8 +11,8 @@ from errors.fail import fail
 from image_columns import find_columns, with_class_labels
 from image_data import DataArguments, ImageDataset, choose_splits, first_images, load_splits
 from image_folders import check_local_folder, load_folders
-from image_models import SMALL_SIDE, ModelArguments, check_classes, from_scratch, pretrained
 from lazy_deepspeed import import_deepspeed_only_where_used
+from models.loading import SMALL_SIDE, ModelArguments, check_classes, from_scratch, pretrained
 from PIL import Image
 from streamed_images import Stream, StreamedImages, choose_streams
 

@@ -28,7 +28,7 @@ from errors.fail import fail
 from exact_resume import ExactTrainer
 from hub import CardTrainer, check_push, keep_token_out_of_files
 from image_data import BadData
-from image_models import load_exactly
+from models.loading import load_exactly
 from prepare import (
     Images,
     augmentation_line,

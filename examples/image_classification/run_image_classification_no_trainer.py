@@ -24,7 +24,7 @@ from arguments import parse
 from errors.fail import fail
 from errors.nearest import did_you_mean
 from image_data import BadData, DataArguments, ImageDataset
-from image_models import ModelArguments
+from models.loading import ModelArguments
 from output_paths import check_cache_folder, check_output_folder
 from prepare import augmentation_line, choose_augmentation, for_model, leave_out_bad, load_images, load_model, settle
 from torch.utils.data import DataLoader

@@ -51,7 +51,7 @@ def test_small_images_from_scratch_get_a_small_vit(run_example, pictures):
 )
 def test_options_say_which_model_is_built(example, flags, expected):
     import torch
-    from image_models import from_scratch
+    from models.loading import from_scratch
 
     model_args, data_args, *_ = example.parse_arguments(["--output_dir", "x", "--train_dir", "y", *flags])
     labels = {"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}}
@@ -62,7 +62,7 @@ def test_options_say_which_model_is_built(example, flags, expected):
 
 def test_the_image_processor_of_a_new_model_is_the_one_that_its_checkpoint_gives_when_it_is_resumed(example, tmp_path):
     import torch
-    from image_models import from_scratch
+    from models.loading import from_scratch
     from transformers import AutoImageProcessor
 
     model_args, data_args, *_ = example.parse_arguments(["--output_dir", "x", "--train_dir", "y", *TINY])

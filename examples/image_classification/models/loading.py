@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import models  # noqa: F401  # makes cifar_resnet and cifar_vgg known to transformers
 import transformers
 from errors.fail import fail, first_line
 from errors.nearest import did_you_mean
