@@ -30,10 +30,11 @@ from transformers import TrainerCallback
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "image_classification"))
 
-from arguments import parse_arguments  # noqa: E402
 from card.facts import RunFacts  # noqa: E402
-from image_data import ImageDataset  # noqa: E402
-from prepare import for_model, load_images, load_model  # noqa: E402
+from images.inputs import ImageDataset  # noqa: E402
+from images.prepare import for_model, load_images  # noqa: E402
+from models.loading import load_model  # noqa: E402
+from run.arguments import parse_arguments  # noqa: E402
 from run_image_classification import make_trainer  # noqa: E402
 
 DEFAULTS = {

@@ -5,7 +5,7 @@
 With no dataset named it trains a small vision transformer on scikit-learn's digits (8x8 grey images, nothing to
 download). Name another dataset with --dataset_name (Hub name or local folder) or --train_dir (one folder per class).
 The arguments may also stand in a .json or .yaml file, such as those in recipes/. Name it before all flags; the flags
-override it. This script needs the other files of this folder beside it.
+override it. This script needs the folders beside it.
 """
 
 import hf_lpsgd  # noqa: F401  # makes `--optim lpsgd` and `--optim lpsgdm` known to the Trainer
@@ -20,25 +20,17 @@ from typing import Any
 import datasets
 import evaluate
 import transformers
-from arguments import Arguments, check_arguments, parse_arguments
 from card.facts import RunFacts, license_of
 from card.writing import PLOT_NAME
-from checkpoints import checkpoints_in, find_checkpoint
 from errors.fail import fail
-from exact_resume import ExactTrainer
-from hub import CardTrainer, check_push, keep_token_out_of_files
-from image_data import BadData
-from models.loading import load_exactly
-from prepare import (
-    Images,
-    augmentation_line,
-    choose_augmentation,
-    for_model,
-    leave_out_bad,
-    load_images,
-    load_model,
-    settle,
-)
+from images.decoding import BadData
+from images.prepare import Images, augmentation_line, choose_augmentation, for_model, leave_out_bad, load_images
+from images.sources import evaluation_split
+from models.loading import load_exactly, load_model
+from run.arguments import Arguments, check_arguments, parse_arguments
+from run.hub import CardTrainer, check_push, keep_token_out_of_files
+from run.resuming import ExactTrainer, checkpoints_in, find_checkpoint
+from run.settings import settle
 from transformers import AutoImageProcessor, TrainingArguments, set_seed
 
 
@@ -50,7 +42,7 @@ def make_trainer(
     model: Any, processor: Any, training_args: TrainingArguments, train: Any, evaluation: Any, facts: RunFacts
 ) -> ImageTrainer:
     """A Trainer of `model` on the datasets `train` and `evaluation`, either of which may be None."""
-    metric = evaluate.load(str(Path(__file__).with_name("accuracy.py")), keep_in_memory=True)
+    metric = evaluate.load(str(Path(__file__).parent / "run" / "accuracy.py"), keep_in_memory=True)
     return ImageTrainer(
         facts=facts,
         model=model,
@@ -71,8 +63,7 @@ def facts_for_card(arguments: Arguments, images: Images, augmentation: str) -> R
     given = name or data_args.train_dir or data_args.validation_dir or ""
     folder = None if hub_id or data_args.is_digits else os.path.basename(os.path.abspath(Path(given).expanduser()))
     held_out = f"{data_args.train_split_name}, {data_args.train_val_split:g} of it held out"
-    found = (split for split in ("validation", "test") if split in images.splits)
-    eval_split = data_args.eval_split_name or next(found, held_out)
+    eval_split = evaluation_split(images.splits, data_args) or held_out
     return RunFacts(
         dataset="scikit-learn digits" if data_args.is_digits else hub_id or f"the local dataset {folder}",
         dataset_folder=folder,

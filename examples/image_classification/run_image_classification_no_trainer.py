@@ -4,7 +4,7 @@
     torchrun --nproc_per_node 2 run_image_classification_no_trainer.py --mixed_precision bf16 --output_dir runs/loop
 
 The images and the models are those of run_image_classification.py, under the same flags. With no dataset named, they
-are scikit-learn's digits and a small vision transformer. This script needs the other files of this folder beside it.
+are scikit-learn's digits and a small vision transformer. This script needs the folders beside it.
 """
 
 import math
@@ -20,13 +20,16 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DataLoaderConfiguration, DeepSpeedPlugin, ProjectConfiguration, set_seed
-from arguments import parse
 from errors.fail import fail
 from errors.nearest import did_you_mean
-from image_data import BadData, DataArguments, ImageDataset
-from models.loading import ModelArguments
-from output_paths import check_cache_folder, check_output_folder
-from prepare import augmentation_line, choose_augmentation, for_model, leave_out_bad, load_images, load_model, settle
+from images.arguments import DataArguments
+from images.decoding import BadData
+from images.inputs import ImageDataset
+from images.prepare import augmentation_line, choose_augmentation, for_model, leave_out_bad, load_images
+from models.loading import ModelArguments, load_model
+from run.arguments import parse
+from run.output_paths import check_cache_folder, check_output_folder
+from run.settings import settle
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup

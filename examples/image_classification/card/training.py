@@ -14,9 +14,13 @@ from typing import Any
 import torch
 from huggingface_hub import get_token
 
-from card.command import command_of, without_secret_entries
-from card.facts import RunFacts
-from card.optimizer import (
+from hf_lpsgd.schedules import P_SCHEDULES
+from hf_lpsgd.trainer import OptimArgs
+from hf_lpsgd.trainer.optim_args import name_of
+
+from .command import command_of, without_secret_entries
+from .facts import RunFacts
+from .optimizer import (
     implementation_of,
     measured_over,
     optimizer_name,
@@ -25,9 +29,6 @@ from card.optimizer import (
     settings_of,
     size_of_gradient,
 )
-from hf_lpsgd.schedules import P_SCHEDULES
-from hf_lpsgd.trainer import OptimArgs
-from hf_lpsgd.trainer.optim_args import name_of
 
 __all__ = ["environment_section", "secrets_of", "table", "training_section"]
 

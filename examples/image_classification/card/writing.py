@@ -11,11 +11,11 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from card.command import shown_path, without_homes, without_secrets
-from card.curves import plot_history
-from card.facts import RunFacts
-from card.optimizer import optimizer_name, optimizer_title, record_of
-from card.training import environment_section, secrets_of, table, training_section
+from .command import shown_path, without_homes, without_secrets
+from .curves import plot_history
+from .facts import RunFacts
+from .optimizer import optimizer_name, optimizer_title, record_of
+from .training import environment_section, secrets_of, table, training_section
 
 __all__ = ["PLOT_NAME", "make_model_card", "results_rows", "write_model_card"]
 

@@ -10,7 +10,8 @@ from typing import Any
 import transformers
 from errors.fail import fail, first_line
 from errors.nearest import did_you_mean
-from image_data import DataArguments
+from images.arguments import SMALL_SIDE, DataArguments
+from images.prepare import Images
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
@@ -25,7 +26,6 @@ DIGITS_MODEL = {
     "initializer_range": 0.1,
 }
 # A ViT from scratch where images are small and no option says which model: 2.7 million parameters, not 85.
-SMALL_SIDE = 64
 SMALL_VIT = {"hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 3, "num_hidden_layers": 6}
 
 
@@ -58,6 +58,17 @@ class ModelArguments:
     def chosen(self) -> bool:
         """Whether an option says which model is trained."""
         return any((self.model_name_or_path, self.model_type, self.config_overrides))
+
+
+def load_model(
+    model_args: ModelArguments, data_args: DataArguments, images: Images, do_train: bool = True
+) -> tuple[Any, Any]:
+    """The model that `model_args` names, for the classes of `images`, and its image processor."""
+    if model_args.model_name_or_path is not None:
+        if not do_train:
+            check_classes(model_args, images.labels)
+        return pretrained(model_args, images.labels)
+    return from_scratch(model_args, data_args, images.sample, images.labels)
 
 
 def load_exactly(folder: str) -> Any:

@@ -17,7 +17,7 @@ SCRIPT = sys.argv[1]
 
 def preload() -> None:
     sys.path.insert(0, os.path.dirname(SCRIPT))
-    import image_data  # noqa: F401
+    import images.inputs  # noqa: F401
     import matplotlib.backends.backend_agg  # noqa: F401
     import sklearn.datasets  # noqa: F401
     import transformers.models.vit.modeling_vit

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from image_data import load_digits
+from images.sources import load_digits
 from launch import ForkServer
 from paths import TRAINER_SCRIPT as SCRIPT
 from PIL import Image

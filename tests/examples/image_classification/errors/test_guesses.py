@@ -100,7 +100,7 @@ def test_names_in_a_recipe_are_read_as_on_the_command_line(refusal, tmp_path, te
 
 
 def test_a_bare_no_in_a_recipe_is_the_word_no(example, tmp_path):
-    from arguments import parse_arguments
+    from run.arguments import parse_arguments
 
     (tmp_path / "recipe.yaml").write_text("eval_strategy: no\n")
     training_args = parse_arguments([str(tmp_path / "recipe.yaml"), "--output_dir", "x", "--use_cpu"]).training

@@ -8,7 +8,8 @@ from typing import NoReturn
 import datasets
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from errors.fail import fail
-from image_data import DataArguments
+
+from .arguments import DataArguments
 
 SUFFIXES = frozenset(ImageFolder.EXTENSIONS)
 TRAIN_NAMES = ("train", "training")

@@ -1,20 +1,17 @@
-"""What both scripts do before training: load the images, make the model, turn the images into its input."""
+"""What both scripts do with the images: load them, leave out bad ones, and turn them into the input of a model."""
 
 from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
-import torch
-from bad_images import without_bad_images
-from cached_images import prepare_images
+from datasets import IterableDataset as Stream
 from errors.fail import fail
-from image_columns import find_columns, with_class_labels
-from image_data import DataArguments, ImageDataset, choose_splits, first_images, load_splits
-from image_folders import check_local_folder, load_folders
-from lazy_deepspeed import import_deepspeed_only_where_used
-from models.loading import SMALL_SIDE, ModelArguments, check_classes, from_scratch, pretrained
 from PIL import Image
-from streamed_images import Stream, StreamedImages, choose_streams
+
+from .arguments import SMALL_SIDE, DataArguments
+from .decoding import first_images, without_bad_images
+from .inputs import ImageDataset, StreamedImages, prepare_images
+from .sources import choose_splits, choose_streams, find_columns, load_splits, with_class_labels
 
 
 @dataclass(frozen=True)
@@ -58,30 +55,15 @@ class Images:
         return {"id2label": numbered, "label2id": {name: number for number, name in numbered.items()}}
 
 
-def settle(data_args: DataArguments, quiet: bool) -> None:
-    """Change settings of the whole process: one thread for the digits; no progress bars where `quiet`."""
-    import_deepspeed_only_where_used()
-    if quiet or data_args.is_digits:
-        datasets.disable_progress_bars()
-    if data_args.is_digits:
-        torch.set_num_threads(1)  # in layers this small, threads wait for each other longer than they compute
-
-
 def load_images(data_args: DataArguments, cache_dir: str | None, do_train: bool, do_eval: bool) -> Images:
     """The images that `data_args` names."""
-    splits: Any
-    if data_args.dataset_name is None and not data_args.is_digits:
-        splits = load_folders(data_args)
-    else:
-        splits = load_splits(data_args, cache_dir)
-    if data_args.dataset_name is not None:
-        check_local_folder(data_args.dataset_name, splits)
+    splits = load_splits(data_args, cache_dir)
     columns = find_columns(next(iter(splits.values())), data_args)
     splits = splits.cast_column(columns[0], datasets.Image())  # one with a mode would convert the images unasked
     train: datasets.Dataset | Stream | None
     evaluation: datasets.Dataset | Stream | None
     if data_args.streaming:
-        train, evaluation = choose_streams(splits, data_args, columns, do_train, do_eval)
+        train, evaluation = choose_streams(splits, data_args, columns[1], do_train, do_eval)
     else:
         splits = with_class_labels(splits, columns[1])
         train, evaluation = choose_splits(splits, data_args, columns[1], do_train, do_eval)
@@ -108,17 +90,6 @@ def leave_out_bad(images: Images, data_args: DataArguments) -> Images:
         kept.append(good)
         left_out.append(bad)
     return replace(images, train=kept[0], evaluation=kept[1], left_out=(left_out[0], left_out[1]))
-
-
-def load_model(
-    model_args: ModelArguments, data_args: DataArguments, images: Images, do_train: bool = True
-) -> tuple[Any, Any]:
-    """The model that `model_args` names, for the classes of `images`, and its image processor."""
-    if model_args.model_name_or_path is not None:
-        if not do_train:
-            check_classes(model_args, images.labels)
-        return pretrained(model_args, images.labels)
-    return from_scratch(model_args, data_args, images.sample, images.labels)
 
 
 def choose_augmentation(data_args: DataArguments, processor: Any, images: Images) -> str:

@@ -1,7 +1,7 @@
 """Classification accuracy as an `evaluate` metric that loads by path, without the Hub.
 
 import evaluate
-metric = evaluate.load("examples/image_classification/accuracy.py")
+metric = evaluate.load("examples/image_classification/run/accuracy.py")
 metric.compute(predictions=[0, 1, 2], references=[0, 1, 1])  # {"accuracy": 0.666...}
 """
 

@@ -4,8 +4,8 @@ import importlib
 import os
 import sys
 
-import output_paths
 import pytest
+from run import output_paths
 
 SCRIPTS = ["run_image_classification", "run_image_classification_no_trainer"]
 LONG = "n" * 300

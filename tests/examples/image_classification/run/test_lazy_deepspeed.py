@@ -10,8 +10,8 @@ from importlib.util import find_spec
 import accelerate.utils.other
 import pytest
 import torch
-from lazy_deepspeed import import_deepspeed_only_where_used
 from paths import LOOP_SCRIPT, ROOT, TRAINER_SCRIPT
+from run.settings import import_deepspeed_only_where_used
 from snippets import demo_command, words_of
 
 pytestmark = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")

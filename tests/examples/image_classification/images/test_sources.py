@@ -7,11 +7,11 @@ import shutil
 import warnings
 
 import datasets
-import image_columns
-import image_data
 import numpy as np
 import pytest
 import torch
+from images import inputs, sources
+from images.arguments import DataArguments
 from PIL import Image
 from pil_processors import BitImageProcessorPil, ViTImageProcessorPil
 from safetensors.torch import load_file
@@ -37,22 +37,13 @@ def image_rows(sides):
     )
 
 
-@pytest.fixture
-def modules(example):
-    import cached_images
-    import streamed_images
-
-    return cached_images, image_data, streamed_images
-
-
 @pytest.mark.parametrize("kind", ["none", "shift", "shift_flip"])
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 @pytest.mark.parametrize("sides", [[(16, 16)] * 20, [(20, 31), (31, 20), (9, 12)] * 7], ids=["one size", "many sizes"])
-def test_cached_images_equal_those_decoded_anew_bit_for_bit(modules, kind, mode, sides):
-    cached_images, image_data, _ = modules
+def test_cached_images_equal_those_decoded_anew_bit_for_bit(kind, mode, sides):
     options = (image_rows(sides), ("image", "label"), processor(16, len(mode)), mode, kind, 5)
-    plain, cached = image_data.ImageDataset(*options), cached_images.prepare_images(*options, cache_mb=1)
-    assert type(cached) is cached_images.CachedImages
+    plain, cached = inputs.ImageDataset(*options), inputs.prepare_images(*options, cache_mb=1)
+    assert type(cached) is inputs.CachedImages
     order = [3, 0, 11, 7, 7, 19]
     seen = []
     for epoch in (0, 1):
@@ -67,8 +58,7 @@ def test_cached_images_equal_those_decoded_anew_bit_for_bit(modules, kind, mode,
     assert torch.equal(cached[3]["pixel_values"], seen[1][0])
 
 
-def test_images_are_not_cached_where_that_would_take_too_much_or_not_be_exact(modules):
-    cached_images, image_data, _ = modules
+def test_images_are_not_cached_where_that_would_take_too_much_or_not_be_exact():
     rows = image_rows([(64, 64)] * 90)  # 1.05 MiB as bytes
 
     class Sharpening(BitImageProcessorPil):
@@ -77,20 +67,20 @@ def test_images_are_not_cached_where_that_would_take_too_much_or_not_be_exact(mo
 
     def prepared(kind="shift_flip", made_by=None, cache_mb=2):
         made_by = made_by or processor(64)
-        return type(cached_images.prepare_images(rows, ("image", "label"), made_by, "RGB", kind, 0, cache_mb))
+        return type(inputs.prepare_images(rows, ("image", "label"), made_by, "RGB", kind, 0, cache_mb))
 
     sharpening = Sharpening(**processor(64).to_dict())
-    assert prepared() is cached_images.CachedImages
-    assert prepared(made_by=ViTImageProcessorPil(size={"height": 64, "width": 64})) is cached_images.CachedImages
-    assert prepared(cache_mb=1) is image_data.ImageDataset
-    assert prepared(cache_mb=0) is image_data.ImageDataset
-    assert prepared(kind="resized_crop_flip") is image_data.ImageDataset
-    assert prepared(made_by=sharpening) is image_data.ImageDataset
+    assert prepared() is inputs.CachedImages
+    assert prepared(made_by=ViTImageProcessorPil(size={"height": 64, "width": 64})) is inputs.CachedImages
+    assert prepared(cache_mb=1) is inputs.ImageDataset
+    assert prepared(cache_mb=0) is inputs.ImageDataset
+    assert prepared(kind="resized_crop_flip") is inputs.ImageDataset
+    assert prepared(made_by=sharpening) is inputs.ImageDataset
 
 
-def test_data_workers_see_each_epoch_s_views_of_the_cache(modules):
+def test_data_workers_see_each_epoch_s_views_of_the_cache():
     options = (image_rows([(16, 16)] * 12), ("image", "label"), processor(16), "RGB", "shift_flip", 0)
-    cached = modules[0].prepare_images(*options, cache_mb=1)
+    cached = inputs.prepare_images(*options, cache_mb=1)
     loader = torch.utils.data.DataLoader(cached, batch_size=6, num_workers=1, persistent_workers=True)
     for epoch in range(2):
         cached.epoch.fill_(epoch)
@@ -99,13 +89,13 @@ def test_data_workers_see_each_epoch_s_views_of_the_cache(modules):
 
 
 @pytest.fixture
-def stream(modules, write_dataset, tmp_path):
+def stream(example, write_dataset, tmp_path):
     """A stream of 24 images in three files, as the model wants them."""
     folder = write_dataset(tmp_path / "stream", "imagenet", files=3)
 
     def make(seed=0, kind="resized_crop_flip", shuffle_buffer=5):
         data = datasets.load_dataset(str(folder), streaming=True)["train"]
-        return modules[2].StreamedImages(
+        return inputs.StreamedImages(
             data, ("image", "label"), processor(16), "RGB", kind, seed, shuffle_buffer=shuffle_buffer
         )
 
@@ -321,7 +311,7 @@ def test_dataset_with_two_label_columns_asks_which_one(capsys):
     features = {"img": datasets.Image(), "fine": datasets.ClassLabel(2), "coarse": datasets.ClassLabel(2)}
     empty = datasets.Dataset.from_dict({name: [] for name in features}, features=datasets.Features(features))
     with pytest.raises(SystemExit):
-        image_columns.find_columns(empty, image_data.DataArguments())
+        sources.find_columns(empty, DataArguments())
     assert "more than one label column found: pass --label_column_name" in capsys.readouterr().err
-    chosen = image_columns.find_columns(empty, image_data.DataArguments(label_column_name="coarse"))
+    chosen = sources.find_columns(empty, DataArguments(label_column_name="coarse"))
     assert chosen == ("img", "coarse")

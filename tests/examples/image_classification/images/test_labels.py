@@ -44,7 +44,7 @@ def test_classes_are_the_values_that_occur(run_on, labels, kind, names):
 
 
 def test_each_image_keeps_its_class(example):
-    from image_columns import with_class_labels
+    from images.sources import with_class_labels
 
     values = [30, 4, 500, 4]
     for feature, labels in (("int64", values), ("string", [str(value) for value in values])):

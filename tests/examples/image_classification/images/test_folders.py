@@ -121,8 +121,8 @@ def test_path_is_no_pattern(run_example, tmp_path, flags):
 
 
 def test_images_and_their_order_are_those_that_datasets_would_load(example, tmp_path):
-    from image_data import DataArguments
-    from image_folders import load_folders
+    from images.arguments import DataArguments
+    from images.folders import load_folders
 
     root = write(tmp_path / "images", "cat", "cat-b", "dog", ".cache", count=12)
     (root / "cat/notes.txt").write_text("no image")
@@ -154,8 +154,8 @@ def test_local_dataset_of_image_folders_has_the_first_folders_as_classes(run_exa
 
 
 def test_some_images_of_a_streamed_folder_are_of_all_classes(example, tmp_path):
-    from image_data import DataArguments
-    from image_folders import load_folders
+    from images.arguments import DataArguments
+    from images.folders import load_folders
 
     root = write(tmp_path / "images", "cat", "dog", count=12)
     data = load_folders(DataArguments(train_dir=str(root), streaming=True, max_train_samples=10))["train"]

@@ -15,14 +15,15 @@ from typing import Any, NamedTuple, NoReturn
 import yaml
 from errors.fail import fail
 from errors.nearest import did_you_mean, listed, nearest
-from image_data import DataArguments
+from images.arguments import DataArguments
 from models.loading import ModelArguments
-from output_paths import check_cache_folder, check_output_folder
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from hf_lpsgd.processes import check_processes
 from hf_lpsgd.trainer import OptimArgs, validate_optim_args
+
+from .output_paths import check_cache_folder, check_output_folder
 
 # What changes when no dataset is named, so that the shortest command line already trains well.
 DIGITS_TRAINING = {

@@ -2,10 +2,12 @@
 
 import random
 
-import image_data
 import numpy as np
 import pytest
 import torch
+from images.inputs import ImageDataset
+from images.sources import load_digits
+from images.views import augment
 from PIL import Image
 
 
@@ -18,10 +20,10 @@ def views():
         size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}, image_mean=[0.5], image_std=[0.5]
     )
     processor.do_convert_rgb = False
-    data = image_data.load_digits()["train"].select(range(40))
+    data = load_digits()["train"].select(range(40))
 
     def make(kind, seed=0):
-        return image_data.ImageDataset(data, ("image", "label"), processor, "L", kind, seed)
+        return ImageDataset(data, ("image", "label"), processor, "L", kind, seed)
 
     return make
 
@@ -67,7 +69,7 @@ def test_images_of_the_right_size_skip_resizing_without_a_difference():
         (BitImageProcessorPil(size={"shortest_edge": 16}, crop_size=square), False),
         (ViTImageProcessorPil(size=square), True),
     ):
-        dataset = image_data.ImageDataset(data, ("image", "label"), processor, "RGB", "none", 0)
+        dataset = ImageDataset(data, ("image", "label"), processor, "RGB", "none", 0)
         assert dataset.views.keeps_size is keeps_size
         assert torch.equal(pixels(dataset, range(3)), processor(images, return_tensors="pt")["pixel_values"])
 
@@ -76,6 +78,6 @@ def test_images_of_the_right_size_skip_resizing_without_a_difference():
 @pytest.mark.parametrize("size", [(8, 8), (50, 31), (20, 90)])
 def test_random_views_have_the_size_asked_for_and_differ(kind, size):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8))
-    shown = [image_data.augment(image, 12, 16, kind, random.Random(seed)) for seed in range(20)]
+    shown = [augment(image, 12, 16, kind, random.Random(seed)) for seed in range(20)]
     assert {view.size for view in shown} == {(16, 12)}
     assert len({view.tobytes() for view in shown}) > 5

@@ -4,7 +4,7 @@ import pytest
 from paths import IMAGE_CLASSIFICATION
 from sklearn.metrics import accuracy_score
 
-SCRIPT = IMAGE_CLASSIFICATION / "accuracy.py"
+SCRIPT = IMAGE_CLASSIFICATION / "run" / "accuracy.py"
 
 
 @pytest.fixture
