@@ -3,7 +3,7 @@
     python examples/benchmarks/measure_premise.py --cifar10 PATH --output_dir examples/benchmarks/results/premise
 
 Trains tasks of the study with AdamW and LPSGDM. At some moments it computes the decrease of the loss that each p
-promises (see hf_lpsgd.geometry), the spread of the gradient and of the Hessian's diagonal, and the noise of the
+promises (see premise/geometry.py), the spread of the gradient and of the Hessian's diagonal, and the noise of the
 gradient. Writes results.json, with the command, the commit, the versions and the device, results.md and results.png.
 """
 
@@ -11,12 +11,14 @@ import argparse
 import json
 import math
 import multiprocessing
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 import torch
 from output_folder import make_folder
+from premise.geometry import ORDERS, noise_to_signal, probe, promised_decrease, spread
 from provenance import provenance
 from study.data import use_cifar10
 from study.tasks import TASKS
@@ -24,8 +26,6 @@ from study.training import train
 from torch import nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
-
-from hf_lpsgd.geometry import ORDERS, gradient_and_curvature, noise_to_signal, promised_decrease, spread
 
 RUNS = {
     "AdamW": {"optimizer": "AdamW", "options": {}, "rate": 1e-3},
@@ -38,19 +38,13 @@ BATCH_SIZE = 64
 def measure(task: str, model: nn.Module, probes: int) -> dict[str, Any]:
     """Which decrease each p promises on a large batch; the noise is that of batches of 64."""
     inputs, labels = (part[: BATCHES * BATCH_SIZE] for part in TASKS[task].data().train)
-    params = list(model.parameters())
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
 
     def loss(start: int, number: int) -> torch.Tensor:
         outputs = model(inputs[start : start + number]).flatten(0, -2)
         return cross_entropy(outputs, labels[start : start + number].flatten())
 
-    generator = torch.Generator().manual_seed(0)
-    gradient, curvature = gradient_and_curvature(lambda: loss(0, len(inputs)), params, probes, generator)
-    small = [torch.autograd.grad(loss(index * BATCH_SIZE, BATCH_SIZE), params) for index in range(BATCHES)]
-    with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
+    losses = [partial(loss, 0, len(inputs)), *(partial(loss, i * BATCH_SIZE, BATCH_SIZE) for i in range(BATCHES))]
+    (gradient, *small), curvature = probe(model, losses, probes)
     shares = promised_decrease(gradient, curvature)
     noise = noise_to_signal(small)
     by_batch = [promised_decrease(piece, curvature) for piece in small]

@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-
-from hf_lpsgd.geometry import ORDERS, gradient_and_curvature, noise_to_signal, promised_decrease, spread
+from premise.geometry import ORDERS, gradient_and_curvature, noise_to_signal, promised_decrease, spread
 
 
 def small_model():

@@ -12,9 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from torch import Tensor
-
-__all__ = ["ORDERS", "gradient_and_curvature", "noise_to_signal", "promised_decrease", "spread"]
+from torch import Tensor, nn
 
 ORDERS = (2.0, 2.5, 3.0, 4.0, 6.0, 10.0, 20.0, 50.0, 100.0, 1000.0)
 """Orders p that are compared; the last stands for the limit, sign descent."""
@@ -45,16 +43,16 @@ def gradient_and_curvature(
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), torch.enable_grad():
         value = loss()
         found = torch.autograd.grad(value, params, create_graph=True, allow_unused=True)
-        gradient = [torch.zeros_like(p) if g is None else g for g, p in zip(found, params, strict=True)]
+        gradient = _with_zeros(found, params)
         curvature = [torch.zeros_like(param) for param in params]
         curved = [index for index, g in enumerate(gradient) if g.requires_grad]
-        for probe in range(probes if curved else 0):
+        for number in range(probes if curved else 0):
             signs = [_signs(params[index], generator) for index in curved]
             products = torch.autograd.grad(
                 [gradient[index] for index in curved],
                 [params[index] for index in curved],
                 signs,
-                retain_graph=probe + 1 < probes,
+                retain_graph=number + 1 < probes,
                 allow_unused=True,
             )
             for index, sign, product in zip(curved, signs, products, strict=True):
@@ -63,12 +61,45 @@ def gradient_and_curvature(
     return [g.detach() for g in gradient], curvature
 
 
+def probe(
+    model: nn.Module, losses: Sequence[Callable[[], Tensor]], probes: int = 4, seed: int = 0
+) -> tuple[list[list[Tensor]], list[Tensor]]:
+    """The gradient of each loss, and the curvature of the first. Nothing of a training is changed by it.
+
+    Args:
+        model: its trainable parameters are those of the gradients. Its buffers, such as the statistics of batch norm,
+            are put back, as are torch's random numbers.
+        losses: each returns a loss of `model`, a scalar, and is called once.
+        probes: number of random vectors for the curvature, at least 1.
+        seed: of these vectors, and of what is random in the model, such as dropout.
+
+    Returns:
+        One list of tensors for each loss, and the list of the curvature.
+    """
+    params = [param for param in model.parameters() if param.requires_grad]
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with torch.random.fork_rng(devices={param.device.index for param in params if param.is_cuda}):
+        torch.manual_seed(seed)
+        gradient, curvature = gradient_and_curvature(losses[0], params, probes, torch.Generator().manual_seed(seed))
+        gradients = [gradient]
+        for loss in losses[1:]:
+            gradients.append(_with_zeros(torch.autograd.grad(loss(), params, allow_unused=True), params))
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+    return gradients, curvature
+
+
+def _with_zeros(found: Sequence[Tensor | None], params: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.zeros_like(param) if g is None else g for g, param in zip(found, params, strict=True)]
+
+
 def _signs(like: Tensor, generator: torch.Generator | None) -> Tensor:
     signs = torch.randint(0, 2, like.shape, generator=generator, dtype=torch.int8)
     return signs.to(like.device).mul(2).sub(1).to(like.dtype)
 
 
-def _sizes(tensors: Iterable[Tensor]) -> list[Tensor]:
+def _detached(tensors: Iterable[Tensor]) -> list[Tensor]:
     return [tensor.detach() for tensor in tensors]
 
 
@@ -100,7 +131,7 @@ def promised_decrease(
         By p, a number up to 1, which is that of the best p. Empty where the gradient or the curvature is all zero, or
         not finite.
     """
-    g, h = _sizes(gradient), _sizes(curvature)
+    g, h = _detached(gradient), _detached(curvature)
     if not (_largest(g) > 0 and _largest(h) > 0):
         return {}
     logs = {}
@@ -116,7 +147,7 @@ def spread(tensors: Iterable[Tensor]) -> float:
 
     It is 1 where all are alike in size, and nan where one is not finite or all are zero.
     """
-    pieces = _sizes(tensors)
+    pieces = _detached(tensors)
     largest = _largest(pieces)
     if not largest > 0:
         return math.nan

@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..geometry import ORDERS, gradient_and_curvature, noise_to_signal, promised_decrease, spread
-from .callback import add_to_logs
-
-__all__ = ["CurvatureCallback"]
+from .geometry import ORDERS, noise_to_signal, probe, promised_decrease, spread
 
 
 class CurvatureCallback(TrainerCallback):
@@ -31,8 +28,7 @@ class CurvatureCallback(TrainerCallback):
     (`gradient_noise`, with two batches or more), and the seconds that it all took. What is not finite is left out.
     They stand in `trainer.state.log_history`, at a step of their own, and in the file of the Trainer's state;
     TensorBoard and the like do not get them. A `best_p` of 1000 stands for sign descent. The shares and the spread of
-    the curvature depend on the number of probes, as
-    [`gradient_and_curvature`][hf_lpsgd.geometry.gradient_and_curvature] tells.
+    the curvature depend on the number of probes, as `gradient_and_curvature` tells.
 
     Args:
         batches: batches as the model takes them, with labels, so that its output has a `loss`.
@@ -90,31 +86,19 @@ class CurvatureCallback(TrainerCallback):
     ) -> None:
         if logs is None or "learning_rate" not in logs:
             return
-        add_to_logs(logs, state, self._measured)
+        logs.update(self._measured)  # for the callbacks that come later
+        if state.log_history and "learning_rate" in state.log_history[-1]:
+            state.log_history[-1].update(self._measured)
         self._measured = {}
 
     def measure(self, model: nn.Module, p: float | None = None) -> dict[str, float]:
         """The log entries of one moment; `p` is the order in force, if there is one."""
         began = time.perf_counter()
         _check(model)
-        params = [param for param in model.parameters() if param.requires_grad]
-        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        devices = sorted({param.device.index for param in params if param.device.type == "cuda"})
-        with torch.random.fork_rng(devices=[index for index in devices if index is not None]):
-            torch.manual_seed(self.seed)
-            gradient, curvature = gradient_and_curvature(
-                lambda: _loss(model, self.batches[0]), params, self.probes, torch.Generator().manual_seed(self.seed)
-            )
-            gradients = [gradient]
-            for batch in self.batches[1:]:
-                found = torch.autograd.grad(_loss(model, batch), params, allow_unused=True)
-                pairs = zip(found, params, strict=True)
-                gradients.append([torch.zeros_like(param) if g is None else g for g, param in pairs])
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                buffer.copy_(buffers[name])
-        shares = promised_decrease(gradient, curvature, sorted({*ORDERS, *(() if p is None else (p,))}))
-        measured = {"gradient_spread": spread(gradient), "curvature_spread": spread(curvature)}
+        losses = [partial(_loss, model, batch) for batch in self.batches]
+        gradients, curvature = probe(model, losses, self.probes, self.seed)
+        shares = promised_decrease(gradients[0], curvature, sorted({*ORDERS, *(() if p is None else (p,))}))
+        measured = {"gradient_spread": spread(gradients[0]), "curvature_spread": spread(curvature)}
         if shares:
             measured["best_p"] = max(shares, key=lambda order: shares[order])
             measured["decrease_p2"] = shares[2.0]

@@ -2,11 +2,27 @@
 
 import pytest
 import torch
-from trainer_model import TinyModel
+from premise.callback import CurvatureCallback
+from trainer_model import TinyData, TinyModel
+from transformers import Trainer, TrainingArguments
 
-from hf_lpsgd.trainer import CurvatureCallback
+import hf_lpsgd  # noqa: F401
 
 KEYS = {"best_p", "decrease_p2", "gradient_spread", "curvature_spread", "curvature_seconds"}
+
+
+@pytest.fixture
+def make_trainer(tmp_path):
+    def make(model=None, **arguments):
+        torch.manual_seed(0)
+        quiet = {"report_to": [], "use_cpu": True, "disable_tqdm": True, "save_strategy": "no"}
+        args = TrainingArguments(
+            str(tmp_path / "out"),
+            **{"optim": "lpsgdm", "learning_rate": 1e-2, "per_device_train_batch_size": 4, **quiet, **arguments},
+        )
+        return Trainer(model or TinyModel(), args, train_dataset=TinyData(40))
+
+    return make
 
 
 def batches_of(trainer, number=2):
