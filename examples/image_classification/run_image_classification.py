@@ -56,7 +56,7 @@ def make_trainer(
 
 
 def facts_for_card(arguments: Arguments, images: Images, augmentation: str) -> RunFacts:
-    """What the model card tells and the Trainer does not know."""
+    """What the model card states and the Trainer does not know."""
     data_args, base = arguments.data, arguments.model.model_name_or_path
     name = data_args.dataset_name
     hub_id = None if name is None or Path(name).expanduser().is_dir() else name

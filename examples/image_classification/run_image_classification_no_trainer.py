@@ -11,8 +11,8 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DataLoaderConfiguration, DeepSpeedPlugin, ProjectConfiguration, set_seed
-from errors.fail import fail
+from errors.fail import fail, refused_in_one_line
 from errors.nearest import did_you_mean
 from images.arguments import DataArguments
 from images.decoding import BadData
@@ -40,15 +40,6 @@ from hf_lpsgd.processes import check_processes
 from hf_lpsgd.schedules import P_SCHEDULES
 
 UNFINISHED = "unfinished_"
-
-
-@contextmanager
-def told_in_one_line() -> Iterator[None]:
-    """End the run with one line where a value is refused."""
-    try:
-        yield
-    except ValueError as error:
-        fail(" ".join(str(error).split()))
 
 
 @dataclass
@@ -124,14 +115,14 @@ class LoopArguments:
         if self.p_schedule not in P_SCHEDULES:
             guess = did_you_mean(self.p_schedule, P_SCHEDULES)
             fail(f"Invalid p schedule: {self.p_schedule!r}.{guess} It must be one of {', '.join(P_SCHEDULES)}.")
-        # A trial, so that a wrong value is told before the images are loaded.
-        with told_in_one_line():
+        # A trial, so that a wrong value is reported before the images are loaded.
+        with refused_in_one_line():
             trial = self.optimizer([torch.zeros(1)])
             self.tie(trial, get_cosine_schedule_with_warmup(trial, 0, 1), 1, 0)
 
     def optimizer(self, parameters: Iterable[torch.Tensor]) -> LPSGDM:
         grad_rms: Any = None if str(self.grad_rms).lower() == "none" else self.grad_rms
-        with suppress(TypeError, ValueError):  # the optimizer tells what is wrong
+        with suppress(TypeError, ValueError):  # the optimizer says what is wrong
             grad_rms = float(grad_rms)
         options: dict[str, Any] = {"lr": self.lr, "momentum": self.momentum, "weight_decay": self.weight_decay}
         return LPSGDM(parameters, p_max=self.p_max, grad_rms=grad_rms, **options)
@@ -231,7 +222,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: LoopArgumen
     train_loader = make_loader(train, args.batch_size, True, args.dataloader_num_workers)
     eval_loader = make_loader(evaluation, args.eval_batch_size, False, args.dataloader_num_workers)
 
-    with told_in_one_line():
+    with refused_in_one_line():
         accelerator = make_accelerator(args)
     accelerator.print(augmentation_line(data_args, augmentation))
     optimizer: Any = args.optimizer(model.parameters())
@@ -242,7 +233,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: LoopArgumen
     total = args.max_train_steps or args.num_epochs * math.ceil(batches_per_epoch / args.gradient_accumulation_steps)
     warmup = math.ceil(args.num_warmup_steps * total) if args.num_warmup_steps < 1 else int(args.num_warmup_steps)
     scheduler = get_cosine_schedule_with_warmup(optimizer, warmup * unit, total * unit)
-    with told_in_one_line():
+    with refused_in_one_line():
         model, optimizer, train_loader, eval_loader, scheduler = accelerator.prepare(
             model, optimizer, train_loader, eval_loader, scheduler
         )

@@ -1,1 +1,1 @@
-"""The model card of a run: what it tells, and where it knows it from."""
+"""The model card of a run: its text, its curves, and where they come from."""

@@ -1,7 +1,5 @@
 """The command that started a run, fit to be shown: as typed where that can be found out, and without secrets."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex
@@ -9,8 +7,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-__all__ = ["Command", "command_of", "shown_path", "without_homes", "without_secret_entries", "without_secrets"]
 
 _SECRET = "***"
 _ELSEWHERE = "..."
@@ -35,11 +31,12 @@ def command_of(argv: Sequence[str], secrets: Iterable[str | None] = ()) -> Comma
         secrets: strings that must not be shown, wherever they stand.
     """
     typed = _launcher_command(argv)
-    if typed is None and not _was_launched() and _ends_with(sys.orig_argv, argv):
+    launched = _by_accelerate() or "WORLD_SIZE" in os.environ
+    if typed is None and not launched and _ends_with(sys.orig_argv, argv):
         typed = list(sys.orig_argv)
     words = [*_equivalent_start(), *argv] if typed is None else typed
     start = len(words) - len(argv)
-    shown = [_program(words[0]) if start else words[0]]
+    shown = [Path(words[0]).name if start and os.path.isabs(words[0]) else words[0]]
     hide = False
     for position, word in enumerate(words[1:], 1):
         flag = word.partition("=")[0]
@@ -59,16 +56,12 @@ def _ends_with(command: Sequence[str], argv: Sequence[str]) -> bool:
     return 0 < len(argv) < len(command) and list(command[-len(argv) :]) == list(argv)
 
 
-def _was_launched() -> bool:
-    return _by_accelerate() or "WORLD_SIZE" in os.environ
-
-
 def _by_accelerate() -> bool:
     return "ACCELERATE_DYNAMO_USE_FULLGRAPH" in os.environ  # which `accelerate launch` alone sets, and always
 
 
 def _launcher_command(argv: Sequence[str]) -> list[str] | None:
-    """The command of the launcher that started this process, where the system tells it."""
+    """The command of the launcher that started this process, where the system shows it."""
     process, found = os.getppid(), None
     for _ in range(8):
         command, process = _process(process)
@@ -89,7 +82,7 @@ def _launched_by(command: Sequence[str]) -> list[str] | None:
 
 
 def _process(number: int) -> tuple[list[str], int]:
-    """The command of a process and its parent's number; nothing where the system does not tell."""
+    """The command of a process and its parent's number; nothing where the system does not show them."""
     try:
         command = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")[:-1]
         status = Path(f"/proc/{number}/stat").read_text(errors="replace")
@@ -99,7 +92,7 @@ def _process(number: int) -> tuple[list[str], int]:
 
 
 def _equivalent_start() -> list[str]:
-    """How a run like this one can be started, as far as the environment tells."""
+    """How a run like this one can be started, as far as the environment shows."""
     processes, here = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     machines = max(1, processes // max(here, 1))
     if _by_accelerate():
@@ -114,10 +107,6 @@ def _equivalent_start() -> list[str]:
     if processes > 1:
         return ["torchrun", *(["--nnodes", str(machines)] if machines > 1 else []), "--nproc_per_node", str(here)]
     return ["python"]
-
-
-def _program(word: str) -> str:
-    return Path(word).name if os.path.isabs(word) else word
 
 
 def _shown_word(word: str) -> str:
@@ -161,7 +150,7 @@ def without_secrets(text: str, secrets: Iterable[str | None] = ()) -> str:
 
 
 def without_secret_entries(text: str, secrets: Iterable[str | None] = ()) -> str:
-    """The text of a .yaml or .json file without secrets and homes, be they under a name that says so or anywhere."""
+    """The text of a .yaml or .json file without homes and secrets, whether the name of an entry says so or not."""
 
     def hidden(match: re.Match[str]) -> str:
         return match[1] + _SECRET if _names_a_secret(match[2]) else match[0]

@@ -1,13 +1,9 @@
 """Training curves as a picture: loss, evaluation accuracy, learning rate and p over the optimizer steps."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
-
-__all__ = ["plot_history"]
 
 _INK, _GREY = "#222222", "#8a8a8a"
 # Each panel: its title, and the logged quantities it shows with their legend and colour.
@@ -35,15 +31,13 @@ def plot_history(
 ) -> None:
     """Draw the curves of a Trainer run into an image file.
 
-    Shows the training loss (with the evaluation loss, if there is one), the evaluation accuracy, the learning rate
-    and p over optimizer steps, one panel each. A quantity that was never logged gets no panel. No global state of
-    matplotlib is read or changed, so it may be called from any thread and beside other plots.
+    A quantity that was never logged gets no panel. No global state of matplotlib is read or changed, so it may be
+    called from any thread and beside other plots.
 
     Args:
-        log_history: `trainer.state.log_history`, or the list of that name in a `trainer_state.json`: one mapping for
-            each logged event, with `step` and any of `loss`, `eval_loss`, `eval_accuracy`, `learning_rate` and `p`.
-        path: File to write; the format follows the suffix (`.png`, `.svg`, `.pdf`). Its folder must exist.
-        title: Heading of the figure. Default: none.
+        log_history: `trainer.state.log_history`, or the list of that name in a `trainer_state.json`.
+        path: file to write; the format follows the suffix (`.png`, `.svg`, `.pdf`). Its folder must exist.
+        title: heading of the figure. Default: none.
 
     Raises:
         ImportError: If matplotlib is not installed.

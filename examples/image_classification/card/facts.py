@@ -1,6 +1,4 @@
-"""What a model card tells of a run and the Trainer does not know."""
-
-from __future__ import annotations
+"""What a model card states of a run and the Trainer does not know."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,24 +7,22 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
-__all__ = ["RunFacts", "license_of"]
-
 
 @dataclass(frozen=True)
 class RunFacts:
-    """Facts about a run that the card tells and the Trainer does not know.
+    """Facts about a run that the card states and the Trainer does not know.
 
     Attributes:
         dataset: the dataset's name for a reader.
         dataset_id: its name on the Hub. Default: it is not there.
         dataset_config: its configuration. Default: none.
         eval_split: the split evaluated on. Default: none was.
-        train_images: number of images trained on. Default: not told.
-        eval_images: number of images evaluated on. Default: not told.
+        train_images: number of images trained on. Default: not stated.
+        eval_images: number of images evaluated on. Default: not stated.
         left_out: numbers of images to train and to evaluate on that were left out, as they cannot be decoded. Default:
-            not told.
+            not stated.
         base_model: the pretrained model that was started from. Default: trained from scratch.
-        license: identifier of the model's licence, one of the Hub's. Default: none is told.
+        license: identifier of the model's licence, one of the Hub's. Default: none is stated.
         dataset_folder: name of the folder that holds the dataset. Default: it lies in none.
         hyperparameters: further rows of the table of hyperparameters.
     """

@@ -1,7 +1,5 @@
 """The model card of a Trainer run: metadata and text made from what was logged, never from what was planned."""
 
-from __future__ import annotations
-
 import math
 import os
 import re
@@ -16,8 +14,6 @@ from .curves import plot_history
 from .facts import RunFacts
 from .optimizer import optimizer_name, optimizer_title, record_of
 from .training import environment_section, secrets_of, table, training_section
-
-__all__ = ["PLOT_NAME", "make_model_card", "results_rows", "write_model_card"]
 
 PLOT_NAME = "training_curves.png"
 _MOST_ROWS = 40
@@ -46,10 +42,6 @@ _COLUMNS = (
 def write_model_card(trainer: Any, facts: RunFacts) -> str | None:
     """Write the card of `trainer`'s run, as far as it has come, into its output folder, and the curves beside it.
 
-    Args:
-        trainer: a Trainer.
-        facts: what it does not know.
-
     Returns:
         Why there is no picture of the curves; None if there is one.
     """
@@ -70,7 +62,7 @@ def make_model_card(trainer: Any, facts: RunFacts, plot: str | None = None) -> M
 
     Args:
         trainer: a Trainer.
-        facts: what it does not know.
+        facts: what the Trainer does not know.
         plot: path of the picture of the curves, relative to the card. Default: the card has no picture.
     """
     args, state = trainer.args, trainer.state

@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -11,6 +13,15 @@ def fail(message: str, anywhere: bool = False) -> NoReturn:
     if anywhere or int(os.environ.get("RANK", "0")) == 0:
         print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
     raise SystemExit(2)
+
+
+@contextmanager
+def refused_in_one_line() -> Iterator[None]:
+    """End the run with one line where a value is refused by a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        fail(" ".join(str(error).split()))
 
 
 def first_line(error: BaseException) -> str:

@@ -4,8 +4,6 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["did_you_mean", "listed", "nearest"]
-
 _MOST_LISTED = 8
 
 

@@ -1,4 +1,4 @@
-"""Decoding images: what is said of one that cannot be used, and how --on_bad_image skip leaves it out."""
+"""Decoding images, the errors of bad ones, and how --on_bad_image skip leaves these out."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ class BadData(Exception):
 
 
 class NotEightBit(ValueError):
-    """An image with more than 8 bits per value, of which Pillow makes something else without a word."""
+    """An image with more than 8 bits per value, which Pillow would convert to other pixels without a warning."""
 
 
 def converted(image: Image.Image, mode: str | None) -> Image.Image:
@@ -68,7 +68,7 @@ def cannot_decode(where: str, cell: Any, error: Exception) -> str:
     file = f" ({cell['path']})" if cell.get("path") else ""
     if isinstance(error, NotEightBit):
         return f"the image in {where}{file} {error}"
-    # Of an image that is no file the message names an object in memory, which tells nobody anything.
+    # Where the image is no file, the message names an object in memory, which helps nobody.
     reason = type(error).__name__ if "BytesIO" in str(error) else first_line(error)
     return f"the image in {where}{file} cannot be decoded: {reason}"
 

@@ -20,11 +20,11 @@ STREAM_PARTS = 1024
 
 @dataclass
 class ImageFolders:
-    """What lies below one of the two options.
+    """What lies below the folder that an option names.
 
     Attributes:
-        option: `--train_dir` or `--validation_dir`.
-        root: the folder that it names.
+        option: `--train_dir`, `--validation_dir` or `--dataset_name`.
+        root: that folder.
         classes: names of the folders in it.
         images: paths of the images below it, from there and in order.
     """
@@ -115,10 +115,8 @@ class ImageFolders:
 
     def check_classes_against(self, train: "ImageFolders") -> None:
         """End the run with one line where the classes are not those of `train`; they may be without images."""
-        unknown, missing = (
-            sorted(set(self.classes) - set(train.classes)),
-            sorted(set(train.classes) - set(self.classes)),
-        )
+        unknown = sorted(set(self.classes) - set(train.classes))
+        missing = sorted(set(train.classes) - set(self.classes))
         parts = []
         if unknown:
             parts.append(f"it has {_some(unknown)}, which {train.option} lacks")

@@ -113,25 +113,21 @@ def prepare_images(
 
     They are not cached where the cache would not give the same pixels as the processor.
     """
-
-    def both(rows: Any) -> tuple[ImageDataset, ImageDataset]:
-        options = (rows, columns, processor, mode, kind, seed)
-        return ImageDataset(*options), CachedImages(*options)
-
-    plain = ImageDataset(data, columns, processor, mode, kind, seed)
+    options = (columns, processor, mode, kind, seed)
+    plain = ImageDataset(data, *options)
     height, width = plain.views.height, plain.views.width
     if kind == "resized_crop_flip" or None in (height, width):
         return plain
     if len(data) * len(mode) * height * width > cache_mb * 2**20:
         return plain
     try:
-        some = range(min(4, len(data)))
-        pairs = [dataset.__getitems__(list(some)) for dataset in both(data.select(some))]
+        rows = list(range(min(4, len(data))))
+        pairs = [cls(data.select(rows), *options).__getitems__(rows) for cls in (ImageDataset, CachedImages)]
     except (TypeError, ValueError):
         return plain
     if not all(torch.equal(one["pixel_values"], other["pixel_values"]) for one, other in zip(*pairs, strict=True)):
         return plain
-    return CachedImages(data, columns, processor, mode, kind, seed)
+    return CachedImages(data, *options)
 
 
 class StreamedImages(torch.utils.data.IterableDataset):
@@ -142,11 +138,7 @@ class StreamedImages(torch.utils.data.IterableDataset):
     uninterrupted run would see. Each data worker reads files of its own, so the order depends on their number.
 
     Args:
-        data: stream with a column of images and one of labels.
-        columns: names of the two.
-        processor: image processor of the model.
-        mode: `L` or `RGB`, what images are converted to.
-        kind: one of AUGMENTATIONS but `auto`; with `none` the processor alone prepares the images.
+        data, columns, processor, mode, kind: as of ImageDataset, but `data` is a stream.
         seed: of the order and the random views.
         shuffle_buffer: number of encoded images from which the next one is drawn; None: in order, and once only.
     """

@@ -20,7 +20,7 @@ class Images:
 
     Attributes:
         splits: all splits of the dataset, by name.
-        train: the images to train on; None where none are asked for.
+        train: the images to train on; None where none are requested.
         evaluation: the images to evaluate on, likewise.
         columns: names of the column of images and of the column of labels.
         classes: names of the classes.
@@ -59,7 +59,7 @@ def load_images(data_args: DataArguments, cache_dir: str | None, do_train: bool,
     """The images that `data_args` names."""
     splits = load_splits(data_args, cache_dir)
     columns = find_columns(next(iter(splits.values())), data_args)
-    splits = splits.cast_column(columns[0], datasets.Image())  # one with a mode would convert the images unasked
+    splits = splits.cast_column(columns[0], datasets.Image())  # one with a mode would convert the images
     train: datasets.Dataset | Stream | None
     evaluation: datasets.Dataset | Stream | None
     if data_args.streaming:
@@ -68,7 +68,7 @@ def load_images(data_args: DataArguments, cache_dir: str | None, do_train: bool,
         splits = with_class_labels(splits, columns[1])
         train, evaluation = choose_splits(splits, data_args, columns[1], do_train, do_eval)
     skip_bad = data_args.on_bad_image == "skip"
-    # Of both, so that images to evaluate on that cannot be used are told before training.
+    # Of both, so that a bad image to evaluate on is reported before training.
     samples = [first_images(data, columns[0], skip_bad) for data in (train, evaluation) if data is not None]
     some = train if train is not None else evaluation
     assert some is not None

@@ -35,7 +35,7 @@ def load_splits(args: DataArguments, cache_dir: str | None) -> Any:
         return load_folders(args)
     name = args.dataset_name
     verbosity = hub_logging.get_verbosity()
-    hub_logging.set_verbosity_error()  # a Hub out of reach would be told six times before it is an error
+    hub_logging.set_verbosity_error()  # a Hub out of reach would be reported six times before it is an error
     try:
         local = Path(name).expanduser()
         if name.startswith((".", "/", "~")) and not local.is_dir():
@@ -101,7 +101,7 @@ def with_class_labels(splits: datasets.DatasetDict, column: str) -> datasets.Dat
 
 
 def split_of(splits: Any, name: str, option: str) -> Any:
-    """The split `name`, which `option` asks for."""
+    """The split `name`, which `option` requests."""
     if name not in splits:
         guess = did_you_mean(name, splits)
         fail(f"{option} {name!r}: the dataset has no such split.{guess} Its splits: {', '.join(splits)}")
@@ -116,7 +116,7 @@ def evaluation_split(splits: Any, args: DataArguments) -> str | None:
 def choose_splits(
     splits: datasets.DatasetDict, args: DataArguments, label: str, do_train: bool, do_eval: bool
 ) -> tuple[datasets.Dataset | None, datasets.Dataset | None]:
-    """The datasets to train and to evaluate on; None where not asked for."""
+    """The datasets to train and to evaluate on; None where not requested."""
 
     def split(name: str, option: str) -> datasets.Dataset:
         rows, available = split_of(splits, name, option), ", ".join(splits)
@@ -151,7 +151,7 @@ def choose_splits(
 def choose_streams(
     splits: datasets.IterableDatasetDict, args: DataArguments, label: str, do_train: bool, do_eval: bool
 ) -> tuple[datasets.IterableDataset | None, datasets.IterableDataset | None]:
-    """The streams to train and to evaluate on; None where not asked for."""
+    """The streams to train and to evaluate on; None where not requested."""
     if not isinstance(next(iter(splits.values())).features[label], datasets.ClassLabel):
         fail(f"--streaming needs a label column that lists its classes, and {label!r} does not: leave the flag out")
 

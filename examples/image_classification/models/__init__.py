@@ -9,13 +9,6 @@ from transformers import AutoConfig, AutoModelForImageClassification
 from .cifar_resnet import CifarResNetConfig, CifarResNetForImageClassification
 from .cifar_vgg import CifarVggConfig, CifarVggForImageClassification
 
-__all__ = [
-    "CifarResNetConfig",
-    "CifarResNetForImageClassification",
-    "CifarVggConfig",
-    "CifarVggForImageClassification",
-]
-
 for config, model in (
     (CifarResNetConfig, CifarResNetForImageClassification),
     (CifarVggConfig, CifarVggForImageClassification),

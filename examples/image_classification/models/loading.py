@@ -25,7 +25,7 @@ DIGITS_MODEL = {
     "patch_size": 2,
     "initializer_range": 0.1,
 }
-# A ViT from scratch where images are small and no option says which model: 2.7 million parameters, not 85.
+# A ViT from scratch for small images, where no option names a model: 2.7 million parameters, not 85.
 SMALL_VIT = {"hidden_size": 192, "intermediate_size": 768, "num_attention_heads": 3, "num_hidden_layers": 6}
 
 
@@ -170,14 +170,14 @@ def pretrained(model_args: ModelArguments, labels: dict[str, Any]) -> tuple[Any,
 
 
 def check_classes(model_args: ModelArguments, labels: dict[str, Any]) -> None:
-    """Before a model is evaluated as it is: its classes must be those of the dataset, in the same order."""
+    """End the run with one line where a model to evaluate as it is has the dataset's classes in another order."""
     name = str(model_args.model_name_or_path)
     try:
         config = AutoConfig.from_pretrained(name, revision=model_args.model_revision, cache_dir=model_args.cache_dir)
     except (OSError, ValueError) as error:
         fail(f"--model_name_or_path {name!r} cannot be loaded: {first_line(error)}")
     its, datas = (list(dict(sorted(of.items())).values()) for of in (config.id2label, labels["id2label"]))
-    if its == datas or len(its) != len(datas):  # other numbers of classes are told when the weights are loaded
+    if its == datas or len(its) != len(datas):  # another number of classes is an error when the weights are loaded
         return
     shown, other = (", ".join(names[:5]) + (", ..." if len(names) > 5 else "") for names in (its, datas))
     if sorted(its) == sorted(datas):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import yaml
-from errors.fail import fail
+from errors.fail import fail, refused_in_one_line
 from errors.nearest import did_you_mean, listed, nearest
 from images.arguments import DataArguments
 from models.loading import ModelArguments
@@ -173,11 +173,9 @@ def parse_arguments(argv: Sequence[str], description: str | None = None) -> Argu
     description = f"{description or ''}\nWith the digits these defaults change: {DIGITS_TRAINING}"
     kinds = (ModelArguments, DataArguments, OutputArguments, TrainingArguments)
     model_args, data_args, output_args, training_args = parse(kinds, argv, description, DIGITS_TRAINING)
-    try:
+    with refused_in_one_line():
         optim_args = validate_optim_args(training_args)
         check_processes(training_args.world_size)
-    except ValueError as error:
-        fail(" ".join(str(error).split()))
     return Arguments(model_args, data_args, output_args, training_args, optim_args)
 
 

@@ -1,7 +1,5 @@
 """A Trainer that pushes its own model card and reports every push that fails."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import os
@@ -14,8 +12,6 @@ from card.writing import write_model_card
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from transformers import Trainer, TrainerCallback, TrainingArguments
-
-__all__ = ["CardTrainer", "check_push", "explain", "keep_token_out_of_files"]
 
 
 def keep_token_out_of_files(args: TrainingArguments) -> None:
@@ -31,10 +27,10 @@ def keep_token_out_of_files(args: TrainingArguments) -> None:
 def check_push(args: TrainingArguments) -> str | None:
     """Create the repository that `args` names, unless it is there, and see whether it may be written to.
 
-    Only the first process asks. Call it before training: then a wrong token costs no more than a second.
+    Only the first process connects. Call it before training: then a wrong token costs no more than a second.
 
     Args:
-        args: training arguments, after [`keep_token_out_of_files`].
+        args: training arguments, after `keep_token_out_of_files`.
 
     Returns:
         Why a push would fail, in one line; None if it would not.
@@ -90,7 +86,7 @@ class CardTrainer(Trainer):
     """A Trainer that writes a model card of its own, pushes it with the model, and reports failed pushes.
 
     Args:
-        facts: what the card tells and the Trainer does not know.
+        facts: what the card states and the Trainer does not know.
         args, kwargs: those of the Trainer.
 
     Attributes:
@@ -156,7 +152,7 @@ class _Pushes(TrainerCallback):
             self.trainer.write_card()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # The Trainer keeps only the latest, and never asks whether they failed.
+        # The Trainer keeps only the latest, and never checks whether they failed.
         pushes = getattr(self.trainer, "push_in_progress", None)
         known = self.trainer.background_pushes
         known.extend(push for push in (pushes.jobs if pushes is not None else []) if push not in known)

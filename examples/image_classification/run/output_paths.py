@@ -1,4 +1,4 @@
-"""Whether a run can write where it is told to: tried before anything is loaded, and nothing is left behind."""
+"""Whether a run can write to the places that it is given. They are tried before anything is loaded."""
 
 import os
 import shutil
@@ -6,8 +6,6 @@ import tempfile
 from pathlib import Path
 
 from errors.fail import fail
-
-__all__ = ["check_cache_folder", "check_output_folder", "why_not_writable"]
 
 
 def why_not_writable(folder: str | Path) -> str | None:
@@ -21,7 +19,7 @@ def why_not_writable(folder: str | Path) -> str | None:
     if not os.path.isdir(path):
         return f"{path!r} is {'not a folder' if os.path.exists(path) else 'a link to nothing'}"
     try:
-        # In a folder of its own, so that several processes can try at once. Permissions alone would not tell: they
+        # In a folder of its own, so that several processes can try at once. Permissions alone would not show it: they
         # do not bind root, and not every file system can be written to.
         trial = tempfile.mkdtemp(prefix=".trial-", dir=path)
     except OSError as error:
@@ -41,15 +39,12 @@ def check_output_folder(option: str, folder: str | Path) -> None:
     """End the run with one line where no file can be written into the folder that `option` names."""
     problem = why_not_writable(folder) if str(folder) else "the name is empty"
     if problem is not None:
-        _fail(f"{option} {str(folder)!r} cannot be written to: {problem}. Name a folder that can be written to")
+        # Each machine has folders of its own, and reports them once.
+        once = os.environ.get("LOCAL_RANK", "0") == "0"
+        fail(f"{option} {str(folder)!r} cannot be written to: {problem}. Name a folder that can be written to", once)
 
 
 def check_cache_folder(option: str, folder: str | Path | None) -> None:
-    """As `check_output_folder`, but a folder that is there is let pass: a filled cache need not be written to."""
+    """As `check_output_folder`, but a folder that is there is accepted: a filled cache need not be written to."""
     if folder is not None and not Path(folder).expanduser().is_dir():
         check_output_folder(option, Path(folder).expanduser())
-
-
-def _fail(message: str) -> None:
-    # Each machine has folders of its own, and tells of them once.
-    fail(message, anywhere=os.environ.get("LOCAL_RANK", "0") == "0")
