@@ -1,8 +1,8 @@
 """Checkpoints that version 0.1.0 wrote in the middle of a run, and how the run ended there: this version ends alike.
 
 The data in data/v0_1_0 was written by 0.1.0 with the runs below; gradients.pt holds the gradients of the plain loops.
-Those end bit for bit as then where our own kernel makes the steps, with the instructions of then. A training of a model
-has gradients that torch computes, and rounds otherwise on another processor.
+These end bit for bit as then where our own kernel makes the steps, with the instructions of then. The gradients of a
+model are computed by torch, which rounds otherwise on another processor.
 """
 
 import json
