@@ -40,7 +40,9 @@ def test_zero_gives_what_ddp_gives(engine, variant, ranks):
     ddp, zero = ranks.train("multi_gpu", arguments=arguments), ranks.train(engine, arguments=arguments)
     assert ddp.logged("p") == zero.logged("p") == pytest.approx(EXPECTED_P)
     assert zero.facts["clipping"] == arguments.get("max_grad_norm", 0.0)
-    assert ddp.difference(zero) <= 1e-6
+    # test_grad_rms_engines.py has it bit for bit, without accumulation and clipping. With them eight steps add up
+    # roundings of 1e-7 that depend on the processor: 1e-6 was seen.
+    assert ddp.difference(zero) <= (1e-6 if variant == "plain" else 1e-5)
 
 
 def test_clipping_really_clips(ranks):
