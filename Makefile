@@ -1,6 +1,8 @@
 # The interpreter that .venv is made with.
 PYTHON ?= python3
-PYTEST_ARGS ?= -n 2 --dist loadfile
+# How pytest runs, and which tests, or other flags of it.
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile
+PYTEST_ARGS ?=
 DEMO_ARGS ?= --do_train --do_eval --optim lpsgdm \
 	--output_dir runs/digits --overwrite_output_dir
 
@@ -12,12 +14,15 @@ dry_run = $(findstring n,$(firstword -$(MAKEFLAGS)))
 problem = $(if $(dry_run),,$(shell BASE_PYTHON='$(PYTHON)' ASKED_FOR='$(filter-out file,$(origin PYTHON))' sh .ci/setup))
 fail_if = $(if $(strip $(1)),$(error $(strip $(1))))
 
-.PHONY: help demo study test check docs dist test-dist format setup clean
+.PHONY: help demo study test test-all test-rest test-cpus check docs dist test-dist format setup clean
 
 help:
 	@echo "make demo     train a small image classifier with LPSGDM on scikit-learn's digits (flags: DEMO_ARGS)"
 	@echo "make study    compare LPSGD and LPSGDM with AdamW, Lion and SGD on the digits, in some 5 minutes"
-	@echo "make test     what make check does, then the tests (flags for pytest: PYTEST_ARGS)"
+	@echo "make test     what make check does, then every behaviour: 4 minutes on two fast cores (flags for pytest: PYTEST_ARGS)"
+	@echo "make test-all the same with every row of every test: 6 minutes"
+	@echo "make test-rest  what make test leaves out of make test-all"
+	@echo "make test-cpus  every test as on other processors, with one thread and with four: an hour"
 	@echo "make check    lint, format, types, the direction of imports and the workflows only"
 	@echo "make docs     build the pages of docs/ into site/; a broken link, anchor or reference fails"
 	@echo "make dist     build and check the sdist and the wheel in dist/"
@@ -38,9 +43,27 @@ study: setup
 		--only digits_vit digits_vit_torch_init digits_resnet
 	@$(BIN)/python examples/benchmarks/study_report.py runs/study
 
+# What is marked `exhaustive` are rows of tests that have other rows of the same behaviour.
 test: check
-	@echo "test: pytest"
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@echo "test: pytest, without what is marked exhaustive"
+	@$(PYTEST) -m "not exhaustive" $(PYTEST_ARGS)
+
+test-all: check
+	@echo "test-all: pytest"
+	@$(PYTEST) $(PYTEST_ARGS)
+
+# What `make test` leaves out of `make test-all`.
+test-rest: setup
+	@echo "test-rest: pytest, what is marked exhaustive"
+	@$(PYTEST) -m exhaustive $(PYTEST_ARGS)
+
+# As on other processors, so far as one processor can be told to be another. CPUS can name one or some of them.
+CPUS ?= MKL_CBWR=COMPATIBLE MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 ONEDNN_MAX_CPU_ISA=SSE41 \
+	ATEN_CPU_CAPABILITY=avx2 ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 OMP_NUM_THREADS=4
+test-cpus: setup
+	@for setting in $(CPUS); do \
+		echo "test-cpus: $$setting pytest" && env $$setting $(PYTEST) $(PYTEST_ARGS) || exit; \
+	done
 
 check: setup
 	@echo "check: ruff check, ruff format --check, mypy, lint-imports, check-jsonschema, zizmor"

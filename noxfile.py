@@ -48,7 +48,7 @@ def run_tests(session: nox.Session, constraints: Path, *versions: str) -> None:
     session.run("python", "-c", CHECK)
     session.run("python", "-m", "hf_lpsgd", "--env")
     session.run("python", "-m", "pip", "list")
-    session.run("python", "-m", "pytest", *(session.posargs or ["-n", "2", "--dist", "loadfile"]))
+    session.run("python", "-m", "pytest", "-n", "2", "--dist", "loadfile", *session.posargs)
 
 
 def without_pins_of_tied_packages(session: nox.Session) -> Path:

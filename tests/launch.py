@@ -1,43 +1,58 @@
-"""Starts a script on several processes, and leaves none behind."""
+"""Starts processes for tests, and leaves none behind."""
 
+import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
-from paths import LEAVE
+from paths import FORK_SERVER
+
+# What most scripts import, and what takes long.
+PRELOADED = (
+    "transformers.trainer",
+    "transformers.models.vit.modeling_vit",
+    "datasets",
+    "sklearn.datasets",
+    "matplotlib.backends.backend_agg",
+    "hf_lpsgd",
+)
 
 
-class Result(NamedTuple):
+class Finished(NamedTuple):
     returncode: int
-    output: str
+    stdout: str
+    stderr: str
 
 
-def torchrun(processes, script, *arguments, cwd=None, env=None, timeout=240):
-    """Run `torchrun --nproc_per_node PROCESSES SCRIPT ARGUMENTS` to its end; stdout and stderr are one output.
-
-    Processes that have done their work leave as leave.py says.
-    """
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command += [str(LEAVE), str(script), *map(str, arguments)]
-    return run_to_end(command, cwd=cwd, env={"OMP_NUM_THREADS": "1", **(env or {})}, timeout=timeout)
+def _obey_interrupts():
+    """What a shell starts in the background ignores SIGINT, and so would all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def free_port():
-    """A port for `accelerate launch --main_process_port`, where accelerate 1.3 takes 0 for the port itself."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+def python(cwd, *arguments, env=None, timeout=120):
+    """Run `python ARGUMENTS` in a folder to its end, with stdout and stderr apart."""
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        preexec_fn=_obey_interrupts,
+        timeout=timeout,
+    )
+    return Finished(done.returncode, done.stdout, done.stderr)
 
 
-def run_to_end(command, *, cwd=None, env=None, timeout=240):
-    """Run a launcher of processes to its end, with `env` besides this environment; all output is one."""
+def launch(*arguments, cwd=None, env=None, timeout=240):
+    """Run `python -m ARGUMENTS`, a launcher of processes, to its end; exit status and output, all in one."""
     launcher = subprocess.Popen(
-        command,
+        [sys.executable, "-m", *map(str, arguments)],
         cwd=cwd,
         env={**os.environ, **(env or {})},
         stdin=subprocess.DEVNULL,
@@ -55,33 +70,20 @@ def run_to_end(command, *, cwd=None, env=None, timeout=240):
             except subprocess.TimeoutExpired:
                 launcher.kill()
                 launcher.communicate()
-    return Result(launcher.returncode, output)
+    return launcher.returncode, output
 
 
-class Finished(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
+@contextlib.contextmanager
+def port_kept_free():
+    """A port for `accelerate launch --main_process_port`, where accelerate 1.3 takes 0 for the port itself.
 
-
-def _obey_interrupts():
-    """What a shell starts in the background ignores SIGINT, and so would all that it starts."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def python(cwd, *arguments, env=None, timeout=60):
-    """Run `python ARGUMENTS` in a folder to its end, with stdout and stderr apart."""
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        env=env,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        preexec_fn=_obey_interrupts,
-        timeout=timeout,
-    )
-    return Finished(done.returncode, done.stdout, done.stderr)
+    Nobody else is given the port while this socket is bound to it, and whoever allows addresses to be used again, as
+    torch does, can listen there.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield str(holder.getsockname()[1])
 
 
 def write(path, text):
@@ -89,21 +91,88 @@ def write(path, text):
     path.write_text(text)
 
 
+class Fork:
+    """A script that runs, or has run, in a fork of the server.
+
+    Attributes:
+        pid: of its process.
+        status: its exit status once it has been waited for, negative where a signal ended it.
+    """
+
+    def __init__(self, server, pid, log):
+        self.server, self.pid, self.log = server, pid, log
+        self.status = None
+
+    def wait(self, timeout=240):
+        """Wait for its end, which comes by SIGKILL after `timeout` seconds."""
+        self.server.send({"wait": self.pid})
+        if not select.select([self.server.process.stdout], [], [], timeout)[0]:
+            os.kill(self.pid, signal.SIGKILL)
+        self.status = int(self.server.answer())
+        self.server.running.remove(self.pid)
+        return self
+
+    @property
+    def output(self):
+        return self.log.read_text()
+
+
 class ForkServer:
-    """tests/examples/image_classification/server.py: imports a script once, and runs it in forks of itself."""
+    """fork_server.py with these modules imported in this environment, from its first use on."""
 
-    def __init__(self, script, environment):
-        server = Path(__file__).parent / "examples" / "image_classification" / "server.py"
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.environment = environment
-        self.process = subprocess.Popen([sys.executable, str(server), str(script)], env=environment, **pipes)
-        assert self.process.stdout.readline() == "ready\n"
+    def __init__(self, folder, modules, environment):
+        self.folder, self.modules, self.environment = folder, modules, environment
+        self.process, self.count, self.running = None, 0, set()
 
-    def ask(self, request):
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        return int(self.process.stdout.readline())
+    def send(self, request):
+        if self.process is None:
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+            command = [sys.executable, str(FORK_SERVER), *self.modules]
+            self.process = subprocess.Popen(command, env=self.environment, **pipes)
+            assert self.answer() == "ready"
+        print(json.dumps(request), file=self.process.stdin)
+
+    def answer(self):
+        answer = self.process.stdout.readline().strip()
+        assert answer, f"fork_server.py ended with {self.process.poll()}"
+        return answer
+
+    def start(self, script, *arguments, cwd=None, env=None):
+        """Start `python SCRIPT ARGUMENTS` with `env` besides the server's environment."""
+        self.count += 1
+        log = self.folder / f"{self.count}.log"
+        argv = [str(script), *map(str, arguments)]
+        self.send({"argv": argv, "cwd": str(cwd or self.folder), "env": env or {}, "log": str(log)})
+        pid = int(self.answer())
+        self.running.add(pid)
+        return Fork(self, pid, log)
+
+    def run(self, script, *arguments, timeout=240, **options):
+        """Run a script to its end; options are those of `start`."""
+        return self.start(script, *arguments, **options).wait(timeout)
+
+    def run_ranks(self, count, script, *arguments, env=None, timeout=240, **options):
+        """Run a script in `count` processes that are told of each other as torchrun tells them, to the end of all."""
+        from torch.distributed import TCPStore
+
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        group = {
+            "WORLD_SIZE": str(count),
+            "LOCAL_WORLD_SIZE": str(count),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",  # the first rank joins this store, and makes none
+            "TORCHELASTIC_RESTART_COUNT": "0",
+        }
+        ranks = []
+        for rank in map(str, range(count)):
+            place = {"RANK": rank, "LOCAL_RANK": rank}
+            ranks.append(self.start(script, *arguments, env={**group, **place, **(env or {})}, **options))
+        return [rank.wait(timeout) for rank in ranks]
 
     def close(self):
-        self.process.stdin.close()
-        self.process.wait(timeout=60)
+        if self.process is not None:
+            for pid in self.running:
+                os.kill(pid, signal.SIGKILL)
+            self.process.stdin.close()
+            self.process.wait(timeout=60)

@@ -1,18 +1,28 @@
-"""Runs the snippets of pages: `page_runner.py FOLDER PAGE...`.
+"""Runs the snippets of a page in order: `page_runner.py PAGE`, in a folder that looks like the repository's root.
 
-FOLDER looks like the repository's root, and each page gets one like it. Each page is run in a process of its own, with
-the imports that take seconds done before; two run at a time. For each page a line of JSON tells its name, its exit
-status and its output.
+It is itself run by fork_server.py, and forks off the scripts that the page starts.
 """
 
-import json
 import os
 import subprocess
 import sys
-import traceback
 from pathlib import Path
 
-from snippets import commands_of, first_line_not_printed, snippets_of
+from fork_server import run
+from snippets import commands_of, first_line_not_printed, snippets_of, words_of
+
+
+def run_command(command: str) -> tuple[int, str]:
+    """Exit status and output of a command."""
+    interpreter, *words = words_of(command)
+    if interpreter != "python" or not words[0].endswith(".py"):
+        done = subprocess.run(["bash", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return done.returncode, done.stdout
+    pid = os.fork()
+    if pid == 0:
+        run(words, cwd=".", env={}, log="command.log")
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status), Path("command.log").read_text()
 
 
 def run_page(page: str) -> None:
@@ -26,58 +36,14 @@ def run_page(page: str) -> None:
             continue
         for command, shown in commands_of(snippet.text):
             print(f"$ {command}", flush=True)
-            run = subprocess.run(["bash", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-            print(run.stdout, flush=True)
-            if run.returncode:
-                sys.exit(f"{page}, line {snippet.line}: the exit status is {run.returncode}")
-            missing = first_line_not_printed(shown, run.stdout)
+            status, output = run_command(command)
+            print(output, flush=True)
+            if status:
+                sys.exit(f"{page}, line {snippet.line}: the exit status is {status}")
+            missing = first_line_not_printed(shown, output)
             if missing is not None:
                 sys.exit(f"{page}, line {snippet.line}: the command does not print in this place: {missing}")
 
 
-def start(page: str, root: Path, folder: Path) -> int:
-    """Run a page in a fork, in `folder`, with its output in a file beside it; the process id."""
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        log = os.open(folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        folder.mkdir()
-        for entry in root.iterdir():
-            (folder / entry.name).symlink_to(entry)
-        os.chdir(folder)
-        run_page(page)
-        status = 0
-    except SystemExit as error:
-        print(error, file=sys.stderr)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-
-
-def run_pages(root: Path, pages: list[str]) -> None:
-    # The longest ones first.
-    waiting = sorted(pages, key=lambda page: (root / page).stat().st_size)
-    running: dict[int, tuple[str, Path]] = {}
-    while waiting or running:
-        while waiting and len(running) < 2:
-            page = waiting.pop()
-            folder = root.with_name(f"page_{len(waiting)}")
-            running[start(page, root, folder)] = page, folder
-        pid, status = os.wait()
-        page, folder = running.pop(pid)
-        output = folder.with_suffix(".log").read_text()
-        print(json.dumps({"page": page, "status": os.waitstatus_to_exitcode(status), "output": output}), flush=True)
-
-
 if __name__ == "__main__":
-    import transformers.models.vit.modeling_vit
-    import transformers.trainer  # noqa: F401
-
-    run_pages(Path(sys.argv[1]), sys.argv[2:])
+    run_page(sys.argv[1])

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LEAVE = ROOT / "tests" / "leave.py"
+FORK_SERVER = ROOT / "tests" / "fork_server.py"
 QUICK_PYTHON = ROOT / "tests" / "quick_python"
 EXAMPLES = ROOT / "examples"
 IMAGE_CLASSIFICATION = EXAMPLES / "image_classification"

@@ -1,7 +1,8 @@
 """Checkpoints that version 0.1.0 wrote in the middle of a run, and how the run ended there: this version ends alike.
 
-Bit for bit, where the version of torch and the instruction set of the CPU are those of then; elsewhere torch itself
-rounds otherwise. The data in data/v0_1_0 was written by 0.1.0 with the runs below.
+The data in data/v0_1_0 was written by 0.1.0 with the runs below; gradients.pt holds the gradients of the plain loops.
+These end bit for bit as then where our own kernel makes the steps, with the instructions of then. The gradients of a
+model are computed by torch, which rounds otherwise on another processor.
 """
 
 import json
@@ -19,23 +20,7 @@ from hf_lpsgd.optim.kernels import cpu
 
 DATA = ROOT / "tests" / "data" / "v0_1_0"
 MADE_WITH = json.loads((DATA / "made_with.json").read_text())
-SAME_ROUNDING = (
-    torch.__version__.split("+")[0] == MADE_WITH["torch"].split("+")[0]
-    and torch.backends.cpu.get_cpu_capability() == MADE_WITH["cpu"]
-    and cpu.instructions() == MADE_WITH["cpu"]
-)
 STEPS, CUT = 12, 5
-
-
-def assert_same(actual, expected):
-    if SAME_ROUNDING:
-        assert torch.equal(actual, expected)
-    else:
-        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
-
-
-def gradient(param, step, generator):
-    return torch.randn(param.shape, generator=generator) * 10.0 ** -(step % 4)
 
 
 @pytest.mark.parametrize(("name", "cls"), [("lpsgd", LPSGD), ("lpsgdm", LPSGDM)])
@@ -49,15 +34,15 @@ def test_a_plain_loop_goes_on_as_it_did_in_0_1_0(name, cls):
     scheduler.load_state_dict(saved["cut"]["scheduler"])
     assert optimizer.param_groups[0]["p_max"] == 6.0  # of the checkpoint, not of the constructor
     assert [p < 20.0 for p in tie.get_p()] == [True, True]
-    for step in range(CUT, STEPS):
-        generator = torch.Generator().manual_seed(step)
-        for param in params:
-            param.grad = gradient(param, step, generator)
+    for grads in torch.load(DATA / "gradients.pt", weights_only=True):
+        for param, grad in zip(params, grads, strict=True):
+            param.grad = grad
         optimizer.step()
         scheduler.step()
     assert [group["p"] for group in optimizer.param_groups] == [2.0, 2.0]
+    tolerance = 0 if cpu.instructions() == MADE_WITH["cpu"] else 1e-6
     for param, expected in zip(params, saved["end"], strict=True):
-        assert_same(param.detach(), expected)
+        torch.testing.assert_close(param.detach(), expected, rtol=tolerance, atol=tolerance)
 
 
 def test_a_trainer_goes_on_as_it_did_in_0_1_0(tmp_path, monkeypatch):
@@ -90,12 +75,12 @@ def test_a_trainer_goes_on_as_it_did_in_0_1_0(tmp_path, monkeypatch):
     finally:
         torch.set_num_threads(threads)
     expected = torch.load(DATA / "trainer_end.pt", weights_only=True)
+    # An element moves by up to 1e-2 a step. One whose gradient is nearly zero can take another share of it where the
+    # gradient is rounded otherwise; a step that is not that of 0.1.0 moves most elements by more than this.
     for name, tensor in trainer.model.state_dict().items():
-        assert_same(tensor, expected[name])
-    logs = [entry for entry in trainer.state.log_history if "p" in entry]
-    assert [entry["p"] for entry in logs] == [
-        entry["p"] for entry in json.loads((DATA / "trainer_log.json").read_text())
-    ]
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-4)
+    logs = [entry["p"] for entry in trainer.state.log_history if "p" in entry]
+    assert logs == pytest.approx([entry["p"] for entry in json.loads((DATA / "trainer_log.json").read_text())])
 
 
 def test_the_training_arguments_that_0_1_0_pickled_are_read():

@@ -1,10 +1,10 @@
 """`python -m hf_lpsgd --env`, which bug reports quote."""
 
-import subprocess
 import sys
 from importlib.metadata import version
 
 import pytest
+from launch import python
 
 from hf_lpsgd import environment
 from hf_lpsgd.optim.kernels import cpu
@@ -15,8 +15,8 @@ def rows(text):
 
 
 def test_the_command_tells_versions_registration_and_implementations():
-    command = [sys.executable, "-m", "hf_lpsgd", "--env"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = python(None, "-m", "hf_lpsgd", "--env")
+    assert done.returncode == 0, done.stderr
     shown = rows(done.stdout)
     for package in ("torch", "transformers", "accelerate"):
         assert shown[package] == version(package)

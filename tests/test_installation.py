@@ -2,13 +2,13 @@
 
 import os
 import shutil
-import subprocess
 import sys
 import sysconfig
 import zipfile
 from pathlib import Path
 
 import pytest
+from launch import python
 from paths import ROOT
 
 import hf_lpsgd
@@ -20,8 +20,7 @@ IS_EDITABLE = Path(hf_lpsgd.__file__).is_relative_to(ROOT)
 def test_in_the_folder_above_a_clone_named_hf_lpsgd_the_package_is_imported_not_the_clone(tmp_path):
     (tmp_path / "hf_lpsgd").symlink_to(ROOT, target_is_directory=True)
     (tmp_path / "program.py").write_text("import hf_lpsgd; print(hf_lpsgd.__file__, hf_lpsgd.LPSGDM.__name__)")
-    command = [sys.executable, "program.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = python(tmp_path, "program.py")
     assert done.stdout.split() == [hf_lpsgd.__file__, "LPSGDM"], done.stderr
 
 
@@ -44,8 +43,8 @@ def test_without_a_compiler_the_wheel_is_for_every_platform_and_has_no_compiled_
         (old / "_cpu_kernel.so").touch()
         (old / "removed.py").touch()
     environment = {**os.environ, "CC": "no-such-compiler", "CXX": "no-such-compiler"}
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(source)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    build = ["-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, source]
+    done = python(tmp_path, *build, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name.endswith("-py3-none-any.whl")
@@ -60,7 +59,6 @@ def test_a_kernel_that_cannot_be_compiled_any_more_is_not_left_in_place(tmp_path
     library = source / "hf_lpsgd" / "optim" / "kernels" / "_cpu_kernel.so"
     library.touch()
     (library.parent / "cpu_kernel.cpp").write_text("this is no C++")
-    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-    done = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=120)
+    done = python(source, "setup.py", "-q", "build_ext", "--inplace")
     assert done.returncode == 0, done.stdout + done.stderr
     assert not library.exists()

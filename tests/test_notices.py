@@ -1,11 +1,10 @@
 """Warnings are shown to who runs a program, by Python's own filters and those that other packages set."""
 
-import subprocess
-import sys
 import warnings
 
 import pytest
 import torch
+from launch import python
 from torch.optim.lr_scheduler import LambdaLR
 
 from hf_lpsgd import LPSGDM, tie_p_schedule
@@ -40,8 +39,7 @@ step(optimizer)
 
 def test_a_plain_loop_prints_each_warning_once_although_accelerate_silences_those_of_torch(tmp_path):
     (tmp_path / "loop.py").write_text(LOOP)
-    command = [sys.executable, "loop.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = python(tmp_path, "loop.py")
     assert done.returncode == 0, done.stderr
     told = [line for line in done.stderr.splitlines() if "UserWarning" in line]
     assert [line.split(":")[0].rpartition("/")[2] for line in told] == ["loop.py", "loop.py"], done.stderr

@@ -37,7 +37,7 @@ def main():
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         sys.stdout.flush()
-        os._exit(0)  # see tests/leave.py
+        os._exit(0)  # as fork_server.py does
 
 
 if __name__ == "__main__":

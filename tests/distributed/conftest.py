@@ -1,20 +1,26 @@
 import json
 import math
-import select
-import subprocess
-import sys
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+from launch import PRELOADED, ForkServer
 from paths import ACCELERATE_CONFIGS as CONFIGS
 
-SERVER = Path(__file__).with_name("rank_server.py")
+TASKS = Path(__file__).with_name("rank_tasks.py")
+# Without Dynamo, DeepSpeed's import of it is cheap; nothing here compiles.
+ENVIRONMENT = {
+    "DS_ACCELERATOR": "cpu",
+    "CUDA_VISIBLE_DEVICES": "",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "TORCHDYNAMO_DISABLE": "1",
+}
 # As transformers names them, and as it once did.
 KEY_BIASES = ("k_proj.bias", "attention.key.bias")
-SECONDS_TO_IMPORT = 300
 SECONDS_A_RUN = 150
 
 
@@ -69,27 +75,20 @@ class Ranks:
         self.server = server
         self.folder = folder
         self.runs = {}
-        self.count = 0
 
-    def ask(self, timeout, request=None):
-        if request is not None:
-            print(json.dumps(request), file=self.server.stdin, flush=True)
-        ready, _, _ = select.select([self.server.stdout], [], [], timeout)
-        answer = self.server.stdout.readline() if ready else ""
-        if not answer:
-            pytest.fail(f"rank_server.py did not answer within {timeout} s, or ended with {self.server.poll()}")
-        return json.loads(answer)
-
-    def run(self, task, world_size=2, *, env=None, exit_codes=None, timeout=SECONDS_A_RUN, **spec):
+    def run(self, task, world_size=2, *, env=None, exit_codes=None, **spec):
         """Run `task` in `world_size` ranks, which must end with `exit_codes` (None: 0)."""
-        request = {"task": task, "world_size": world_size, "env": env or {}, "timeout": timeout, "spec": spec}
-        key = json.dumps([request, exit_codes], sort_keys=True)
+        key = json.dumps([task, world_size, env, exit_codes, spec], sort_keys=True)
         if key not in self.runs:
-            self.count += 1
-            folder = self.folder / f"run{self.count}"
+            folder = self.folder / f"run{len(self.runs)}"
             folder.mkdir()
-            codes = self.ask(timeout + 30, {**request, "folder": str(folder)})
-            logs = [(folder / f"rank{rank}.log").read_text() for rank in range(world_size)]
+            (folder / "spec.json").write_text(json.dumps(spec))
+            options = {"env": env, "timeout": SECONDS_A_RUN}
+            if world_size == 1:
+                ranks = [self.server.run(TASKS, task, folder, **options)]
+            else:
+                ranks = self.server.run_ranks(world_size, TASKS, task, folder, **options)
+            codes, logs = [rank.status for rank in ranks], [rank.output for rank in ranks]
             assert codes == (exit_codes or [0] * world_size), "\n".join(log[-4000:] for log in logs)
             result, weights = folder / "result.json", folder / "weights.pt"
             facts = json.loads(result.read_text()) if result.exists() else {}
@@ -133,20 +132,18 @@ def assert_engine(engine, facts):
 
 
 @pytest.fixture(scope="session")
-def ranks(tmp_path_factory):
-    """Groups of real processes that train over gloo."""
+def rank_server(tmp_path_factory):
+    """Runs scripts in processes that have imported the Trainer and DeepSpeed before."""
     if find_spec("deepspeed") is None:  # importing it here would take seconds
         pytest.skip("needs deepspeed")
-    server = subprocess.Popen(
-        [sys.executable, str(SERVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    server = ForkServer(
+        tmp_path_factory.mktemp("rank_server"), ["not_compiling", *PRELOADED], {**os.environ, **ENVIRONMENT}
     )
-    try:
-        ranks = Ranks(server, tmp_path_factory.mktemp("ranks"))
-        assert ranks.ask(SECONDS_TO_IMPORT) == "ready"
-        yield ranks
-    finally:
-        server.stdin.close()
-        try:
-            server.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            server.kill()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def ranks(rank_server, tmp_path_factory):
+    """Groups of real processes that train over gloo."""
+    return Ranks(rank_server, tmp_path_factory.mktemp("ranks"))

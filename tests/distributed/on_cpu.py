@@ -1,6 +1,6 @@
 """Runs a script where there is no accelerator, and writes what its Trainer trained with.
 
-    accelerate launch ... on_cpu.py FACTS SCRIPT ARGUMENTS
+    on_cpu.py FACTS SCRIPT ARGUMENTS
 
 FACTS is the file for the first rank to write to. Where the environment has DIE_WRITING_CHECKPOINT, the first rank is
 killed in the middle of writing the checkpoint of that step.
@@ -47,10 +47,8 @@ if __name__ == "__main__":
     _, facts_file, script, *arguments = sys.argv
     is_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     if is_deepspeed:
-        import deepspeed
+        import not_compiling  # noqa: F401
 
-        # DeepSpeed would compile another way between the processes of one machine; gloo needs no compiler.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         PartialState(backend="gloo")
         arguments += ["--accelerator_config", '{"use_configured_state": true}']
     else:
@@ -59,5 +57,6 @@ if __name__ == "__main__":
     if "DIE_WRITING_CHECKPOINT" in os.environ:
         save_rng_state = trainer.Trainer._save_rng_state
         trainer.Trainer._save_rng_state = die_before_the_last_files
-    sys.argv = [str(Path(__file__).parents[1] / "leave.py"), script, *arguments]
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    sys.argv = [script, *arguments]
+    sys.path[0] = os.path.dirname(script)
+    runpy.run_path(script, run_name="__main__")

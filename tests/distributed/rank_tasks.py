@@ -1,10 +1,14 @@
-"""What ranks do for a test: each function runs in every rank, with the test's wishes and a folder for results."""
+"""What ranks do for a test: `rank_tasks.py TASK FOLDER` calls the function TASK in each rank.
+
+FOLDER holds what the test wishes, spec.json, and takes the results.
+"""
 
 import json
 import os
 import runpy
 import signal
 import sys
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -252,3 +256,10 @@ def read_launch_config(spec, folder):
     result["distributed_type"] = load_config_from_file(spec["config"]).distributed_type.value
     launch_command(launch_command_parser().parse_args(["--config_file", spec["config"], "script.py"]))
     (folder / "result.json").write_text(json.dumps(result, default=str))
+
+
+if __name__ == "__main__":
+    if "WORLD_SIZE" in os.environ:
+        torch.distributed.init_process_group("gloo")
+    task, results = sys.argv[1], Path(sys.argv[2])
+    globals()[task](json.loads((results / "spec.json").read_text()), results)

@@ -1,12 +1,11 @@
 """The launch configs in examples/accelerate_configs: what they say, and real launches of the example with them."""
 
 import json
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from launch import free_port, run_to_end
+from launch import launch, port_kept_free
 from paths import ACCELERATE_CONFIGS
 from paths import TRAINER_SCRIPT as SCRIPT
 from versions import knows_fsdp2, resumes_processes_on_a_cpu
@@ -16,6 +15,7 @@ from hf_lpsgd.schedules import annealed_p
 ON_CPU = Path(__file__).with_name("on_cpu.py")
 CONFIGS = sorted(path.stem for path in ACCELERATE_CONFIGS.glob("*.yaml"))
 SECONDS_A_LAUNCH = 400
+ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 STEPS = 12
 EXPECTED_P = [annealed_p("cosine", 20.0, step, STEPS) for step in range(STEPS)]
 
@@ -65,11 +65,8 @@ def test_fsdp2_is_version_2_and_saves_whole_models(ranks):
     assert fsdp["cpu_offload"] == "OffloadPolicy()"
 
 
-def accelerate_launch(config, folder, *arguments, **environment):
-    """Train with the example by `accelerate launch`; gives exit code, output, seconds and what it trained with."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", free_port()]
-    config_file, facts = ACCELERATE_CONFIGS / f"{config}.yaml", folder / "facts.json"
-    facts.unlink(missing_ok=True)
+def arguments(folder, *more):
+    """Arguments of on_cpu.py for a run of the example in a folder, whose facts it writes there too."""
     fixed = {
         "--output_dir": folder / "out",
         "--optim": "lpsgdm",
@@ -84,20 +81,21 @@ def accelerate_launch(config, folder, *arguments, **environment):
         "--max_train_samples": 400,
         "--max_eval_samples": 40,
     }
-    flags = [str(word) for pair in fixed.items() for word in pair]
-    done = run_to_end(
-        [*command, "--config_file", config_file, ON_CPU, facts, SCRIPT, "--do_train", *flags, *arguments],
-        env={
-            "DS_ACCELERATOR": "cpu",
-            "CUDA_VISIBLE_DEVICES": "",
-            "TORCHDYNAMO_DISABLE": "1",
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
-            **environment,
-        },
-        timeout=SECONDS_A_LAUNCH,
-    )
-    return done.returncode, done.output, json.loads(facts.read_text()) if facts.exists() else {}
+    return [folder / "facts.json", SCRIPT, "--do_train", *(word for pair in fixed.items() for word in pair), *more]
+
+
+@pytest.fixture
+def train(rank_server, ranks):
+    """Trains with the example as two ranks that a launch config describes; gives their output and the facts."""
+
+    def run(config, folder, *more):
+        environment = ranks.launch_config(config)["environment"]
+        two = rank_server.run_ranks(2, ON_CPU, *arguments(folder, *more), env=environment)
+        output = "".join(rank.output for rank in two)
+        assert [rank.status for rank in two] == [0, 0], output
+        return output, json.loads((folder / "facts.json").read_text())
+
+    return run
 
 
 def logged_p(folder):
@@ -105,27 +103,29 @@ def logged_p(folder):
     return [entry["p"] for entry in history if "learning_rate" in entry]
 
 
-def test_the_example_trains_with_zero3_and_offload(ranks, tmp_path):
-    code, output, facts = accelerate_launch("deepspeed_zero3_offload", tmp_path, "--do_eval", "--max_grad_norm", "0.5")
-    assert (facts.get("distributed_type"), facts.get("processes"), facts.get("zero_stage")) == ("DEEPSPEED", 2, 3), (
-        output
-    )
+def test_the_example_trains_with_zero3_and_offload(train, tmp_path):
+    output, facts = train("deepspeed_zero3_offload", tmp_path, "--do_eval", "--max_grad_norm", "0.5")
+    assert (facts["distributed_type"], facts["processes"], facts["zero_stage"]) == ("DEEPSPEED", 2, 3)
     assert facts["optimizers"] == ["DeepSpeedOptimizerWrapper", "DeepSpeedZeroOptimizer_Stage3", "LPSGDM"]
     assert facts["config"]["gradient_clipping"] == 0.5
-    assert code == 0, output
     assert logged_p(tmp_path / "out") == pytest.approx(EXPECTED_P)
     assert (tmp_path / "out" / "model.safetensors").exists()
     assert "accuracy = " in output
 
 
 @pytest.fixture(scope="module")
-def cut_off(ranks, tmp_path_factory):
+def cut_off(tmp_path_factory):
     """The folder of a run by multi_gpu.yaml whose first rank was killed while it wrote its second checkpoint."""
     folder = tmp_path_factory.mktemp("cut_off")
     began = time.monotonic()
-    code, output, facts = accelerate_launch("multi_gpu", folder, DIE_WRITING_CHECKPOINT="10")
-    assert (facts.get("distributed_type"), facts.get("processes")) == ("MULTI_CPU", 2), output
-    assert code not in (0, None)
+    config = ACCELERATE_CONFIGS / "multi_gpu.yaml"
+    with port_kept_free() as port:
+        command = ["accelerate.commands.launch", "--main_process_port", port, "--config_file", config, ON_CPU]
+        environment = {**ENVIRONMENT, "DIE_WRITING_CHECKPOINT": "10"}
+        status, output = launch(*command, *arguments(folder), env=environment, timeout=SECONDS_A_LAUNCH)
+    facts = json.loads((folder / "facts.json").read_text())
+    assert (facts["distributed_type"], facts["processes"]) == ("MULTI_CPU", 2), output
+    assert status not in (0, None)
     assert "SIGKILL" in output or "Signal 9" in output, output
     last_sign_of_life = max(path.stat().st_mtime for path in (folder / "out").rglob("*"))
     assert time.time() - last_sign_of_life < 60 < SECONDS_A_LAUNCH - (time.monotonic() - began)
@@ -134,21 +134,20 @@ def cut_off(ranks, tmp_path_factory):
     return folder
 
 
-def test_a_cut_off_checkpoint_is_refused_with_one_line(cut_off, ranks):
-    arguments = ["--do_train", "--use_cpu", "--output_dir", str(cut_off / "out"), "--report_to", "none"]
+def test_a_cut_off_checkpoint_is_refused_with_one_line(cut_off, rank_server):
     checkpoint = str(cut_off / "out" / "checkpoint-10")
-    script = {"script": str(SCRIPT), "arguments": [*arguments, "--resume_from_checkpoint", checkpoint]}
-    (log,) = ranks.run("run_script", 1, exit_codes=[2], **script).logs
-    lines = [line for line in log.splitlines() if checkpoint in line]
-    assert len(lines) == 1, log
+    flags = ["--do_train", "--use_cpu", "--output_dir", cut_off / "out", "--report_to", "none"]
+    run = rank_server.run(SCRIPT, *flags, "--resume_from_checkpoint", checkpoint)
+    assert run.status == 2
+    lines = [line for line in run.output.splitlines() if checkpoint in line]
+    assert len(lines) == 1, run.output
     assert "is no complete checkpoint" in lines[0]
-    assert "Traceback" not in log
+    assert "Traceback" not in run.output
 
 
 @resumes_processes_on_a_cpu
-def test_a_run_whose_rank_was_killed_goes_on_from_its_last_complete_checkpoint(cut_off):
-    code, output, facts = accelerate_launch("multi_gpu", cut_off, "--resume_from_checkpoint", "True")
-    assert (facts.get("distributed_type"), facts.get("processes")) == ("MULTI_CPU", 2), output
-    assert code == 0, output
+def test_a_run_whose_rank_was_killed_goes_on_from_its_last_complete_checkpoint(cut_off, train):
+    _, facts = train("multi_gpu", cut_off, "--resume_from_checkpoint", "True")
+    assert (facts["distributed_type"], facts["processes"]) == ("MULTI_CPU", 2)
     assert facts["first_step"] == 6
     assert logged_p(cut_off / "out") == pytest.approx(EXPECTED_P)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch import torchrun
 from versions import runs_fsdp2_on_a_cpu
 
 from hf_lpsgd.schedules import annealed_p
@@ -26,9 +25,9 @@ IN_BFLOAT16 = 1e-3  # where gradients that were added up in another order are ro
 SHARDED = "(Shard(dim=0),)"
 
 
-def launch(processes, action, folder):
-    done = torchrun(processes, WORKER, action, folder)
-    assert done.returncode == 0, done.output
+def launch(forks, processes, action, folder):
+    for rank in forks.run_ranks(processes, WORKER, action, folder):
+        assert rank.status == 0, rank.output
     ranks = [torch.load(folder / f"{action}-{rank}.pt") for rank in range(processes)]
     assert [results.pop("world_size") for results in ranks] == [processes] * processes
     return ranks
@@ -49,9 +48,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two(folder):
+def two(forks, folder):
     """What each of two processes saw, once it is sure that they share out parameters and state."""
-    ranks = launch(2, "train", folder)
+    ranks = launch(forks, 2, "train", folder)
     for name in CASES:
         for result in (results[name] for results in ranks):
             assert set(result["placements"].values()) == {SHARDED}
@@ -60,9 +59,9 @@ def two(folder):
 
 
 @pytest.fixture(scope="module")
-def three(two, folder):
+def three(forks, two, folder):
     """The same for three processes that went on from the checkpoints of two."""
-    ranks = launch(3, "resume", folder)
+    ranks = launch(forks, 3, "resume", folder)
     for results in ranks:
         assert all(set(result["placements"].values()) == {SHARDED} for result in results.values())
     return ranks

@@ -12,6 +12,7 @@ STEPS, SAVED, KILLED = 26, 8, 10
 MEASURING = {"optim_args": "p_max=20,grad_rms=auto", "max_steps": STEPS}
 SAVING = {**MEASURING, "save_strategy": "steps", "save_steps": SAVED, "save_total_limit": 1}
 KILL = -9
+exhaustive = pytest.mark.exhaustive
 
 
 def sizes(run):
@@ -34,7 +35,7 @@ def test_zero_measures_what_ddp_does_and_trains_alike(engine, ranks):
     assert ddp.is_bit_for_bit(zero)
 
 
-@pytest.mark.parametrize("engine", ZERO)
+@pytest.mark.parametrize("engine", [pytest.param(engine, marks=exhaustive) for engine in ZERO[:2]] + ZERO[2:])
 def test_with_a_frozen_number_zero_trains_as_ddp_does(engine, ranks):
     frozen = {
         "optim_args": f"p_max=20,grad_rms={sizes(ranks.train('multi_gpu', arguments=SAVING))[-1]},saturation=0.1"
@@ -44,7 +45,12 @@ def test_with_a_frozen_number_zero_trains_as_ddp_does(engine, ranks):
 
 
 @pytest.mark.parametrize(
-    "engine", [pytest.param("multi_gpu", marks=resumes_processes_on_a_cpu), "deepspeed_zero2", "deepspeed_zero3"]
+    "engine",
+    [
+        pytest.param("multi_gpu", marks=resumes_processes_on_a_cpu),
+        pytest.param("deepspeed_zero2", marks=exhaustive),
+        "deepspeed_zero3",
+    ],
 )
 def test_a_run_killed_while_it_measures_goes_on_bit_for_bit(engine, ranks):
     straight = ranks.train(engine, arguments=SAVING)

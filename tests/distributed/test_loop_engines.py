@@ -10,7 +10,9 @@ STEPS = 6
 ARGUMENTS = f"--max_train_steps {STEPS} --num_warmup_steps 0 --batch_size 16 --max_grad_norm 0.1".split()
 
 
-@pytest.mark.parametrize(("config", "stage"), [("zero2", 2), ("zero3", 3), ("zero3_offload", 3)])
+@pytest.mark.parametrize(
+    ("config", "stage"), [("zero2", 2), pytest.param("zero3", 3, marks=pytest.mark.exhaustive), ("zero3_offload", 3)]
+)
 def test_the_accelerate_loop_with_zero_gives_what_it_gives_with_ddp(config, stage, ranks):
     spec = {"script": str(SCRIPT), "arguments": ARGUMENTS}
     ddp = ranks.run("run_loop", **spec)

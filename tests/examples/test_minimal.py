@@ -1,39 +1,27 @@
 """The two short examples, run as a user runs them."""
 
-import os
 import re
-import subprocess
-import sys
 
 import pytest
-from launch import torchrun
 from paths import EXAMPLES
 
 TRAINER, LOOP = EXAMPLES / "minimal_trainer.py", EXAMPLES / "minimal_accelerate.py"
 
 
-def run_alone(script, *arguments, folder):
-    """The output of `script` in one process."""
-    done = subprocess.run(
-        [sys.executable, script, *arguments],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+@pytest.fixture
+def run(forks, tmp_path):
+    """The output of a script in one process, or in two."""
 
+    def run(script, *arguments, processes=1):
+        if processes == 1:
+            ranks = [forks.run(script, *arguments, cwd=tmp_path)]
+        else:
+            ranks = forks.run_ranks(processes, script, *arguments, cwd=tmp_path)
+        output = "".join(rank.output for rank in ranks)
+        assert [rank.status for rank in ranks] == [0] * processes, output
+        return output
 
-def run_twice(script, *arguments, folder):
-    """The output of `script` in two processes."""
-    done = torchrun(2, script, *arguments, cwd=folder)
-    assert done.returncode == 0, done.output
-    return done.output
+    return run
 
 
 @pytest.mark.parametrize("script", [TRAINER, LOOP], ids=lambda script: script.name)
@@ -41,10 +29,10 @@ def test_it_is_short_enough_to_be_read_at_once(script):
     assert len(script.read_text().splitlines()) <= 45
 
 
-def test_minimal_trainer_learns_and_anneals_p_to_2(tmp_path):
+def test_minimal_trainer_learns_and_anneals_p_to_2(run):
     # 1,024 sequences in batches of 32: 96 steps, of which each 24th is logged.
     arguments = ["--optim", "lpsgdm", "--use_cpu", "--disable_tqdm", "true"]
-    output = run_alone(TRAINER, *arguments, "--output_dir", "out", folder=tmp_path)
+    output = run(TRAINER, *arguments, "--output_dir", "out")
     first, *_ = (float(loss) for loss in re.findall(r"{'loss': '?([\d.]+)", output))
     *_, last = re.findall(r"'eval_loss': '?([\d.]+)", output)
     assert float(last) < 0.3 * first
@@ -55,9 +43,9 @@ def test_minimal_trainer_learns_and_anneals_p_to_2(tmp_path):
     assert p[-1] == pytest.approx(2, abs=1e-3)
 
 
-@pytest.mark.parametrize("run", [run_alone, run_twice])
-def test_minimal_accelerate_learns_and_anneals_p_to_2(run, tmp_path):
-    output = run(LOOP, folder=tmp_path)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_minimal_accelerate_learns_and_anneals_p_to_2(processes, run):
+    output = run(LOOP, processes=processes)
     lines = re.findall(r"^epoch (\d+): loss ([\d.]+), p ([\d.]+)$", output, re.MULTILINE)
     # Two trainings of one process each would print every line twice.
     assert [int(epoch) for epoch, _, _ in lines] == list(range(1, 11))

@@ -71,6 +71,7 @@ def test_steps_with_a_given_size_match_the_reference_while_p_moves(cls, implemen
     compare_with_reference(cls, steps, lambda *_: 3e-3, 1.0, rtol=1e-5, params=params, optimizer=optimizer, atol=1e-7)
 
 
+@pytest.mark.covering
 @EVERY_IMPLEMENTATION
 @EACH_OPTIMIZER
 def test_the_measured_size_is_that_of_the_updates_before_and_frozen_after_20(cls, implementation, implement):
@@ -144,6 +145,7 @@ def test_an_unbounded_size_r_is_the_papers_step_with_lr_times_a_power_of_r(cls, 
     )
 
 
+@pytest.mark.covering("cls", "implementation")
 @pytest.mark.parametrize("p", [2.0, 2.5, 6.0, 50.0, 1e6])
 @EVERY_IMPLEMENTATION
 @EACH_OPTIMIZER

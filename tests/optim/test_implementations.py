@@ -66,6 +66,7 @@ def assert_close(params, expected, steps=1):
         torch.testing.assert_close(param.detach(), value.detach(), rtol=steps * rounding, atol=steps * rounding)
 
 
+@pytest.mark.covering("cls", "implementation")
 @EACH_OPTIMIZER
 @pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1, "maximize": True}, {"momentum": 0.3}])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS[1:])
@@ -79,6 +80,7 @@ def test_they_agree_while_p_lr_gradients_and_their_addresses_change(cls, options
     assert_close(params, expected, steps=20)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("written_by", IMPLEMENTATIONS)
 @pytest.mark.parametrize("read_by", IMPLEMENTATIONS)
 def test_a_checkpoint_of_one_continues_with_any_other(written_by, read_by, implement):
@@ -275,6 +277,7 @@ def test_gradients_that_are_not_finite_give_what_the_formula_does(p, expected, d
     torch.testing.assert_close(param, numbers, equal_nan=True)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("strided", [False, True])
 @pytest.mark.parametrize("options", [{}, {"foreach": False}, {"foreach": True}])

@@ -46,6 +46,7 @@ def gradients_like(tensors, step):
     return grads
 
 
+@pytest.mark.covering("cls", "implementation")
 @EVERY_IMPLEMENTATION
 @pytest.mark.parametrize(("p_max", "weight_decay"), [(2.0, 0.1), (3.0, 0.0), (20.0, 0.0), (20.0, 0.1)])
 @pytest.mark.parametrize("cls", [LPSGD, LPSGDM])

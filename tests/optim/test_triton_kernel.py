@@ -39,6 +39,7 @@ def compile_kernel(load_kernel):
     return run
 
 
+@pytest.mark.covering("capability", "stochastic")
 @pytest.mark.parametrize(
     ("param", "grad", "buffer", "loads", "stores"),
     [

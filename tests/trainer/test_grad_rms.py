@@ -94,6 +94,7 @@ def test_a_learning_rate_that_is_changed_by_hand_between_steps_is_obeyed(make_tr
         assert torch.equal(parameter, old)
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("optim", ["lpsgd", "lpsgdm"])
 @pytest.mark.parametrize("optim_args", [None, "p_max=6"])
 def test_optim_measures_by_default_and_none_is_the_papers_step(optim, optim_args, make_trainer):

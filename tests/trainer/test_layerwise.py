@@ -59,6 +59,7 @@ def history(trainer):
     return [{key: entry[key] for key in keys if key in entry} for entry in trainer.state.log_history[:-1]]
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("name", ["lpsgd", "lpsgdm"])
 @pytest.mark.parametrize("optim_args", [None, "grad_rms=none", "grad_rms=0.01,p_schedule=linear"])
 def test_it_trains_and_logs_what_the_ordinary_step_does_to_the_bit(name, optim_args, make_trainer):

@@ -34,6 +34,7 @@ def tied_by_the_user(steps=10, schedule="cosine"):
     return model, optimizer, scheduler
 
 
+@pytest.mark.covering
 @pytest.mark.parametrize("optim", ["adamw_torch", "lpsgdm"])
 @pytest.mark.parametrize("schedule", ["cosine", "lr"])
 def test_p_tied_to_a_scheduler_that_the_trainer_does_not_step_is_refused_before_training(

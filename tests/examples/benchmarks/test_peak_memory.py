@@ -50,12 +50,29 @@ def test_state_and_gradients_are_what_each_optimizer_keeps(output, dtype, size):
         assert values["gradients"] == (size * LARGEST if "layerwise" in name else values["weights"])
 
 
+def peak_without_an_optimizer(dtype):
+    """The bytes that a forward and a backward pass need if each gradient is freed as soon as it is complete."""
+    model, inputs = Small().to(dtype), {"inputs": torch.randn(4, WIDTH, dtype=dtype)}
+
+    def train():
+        model(**inputs).loss.backward()
+
+    for param in model.parameters():
+        param.register_post_accumulate_grad_hook(lambda param: setattr(param, "grad", None))
+    train()
+    return peak_memory.peak_of(train, torch.device("cpu"))
+
+
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
 def test_layerwise_the_peak_is_that_of_one_gradient_and_a_constant(output, dtype, size):
     of = output.facts["results"][f"small, {dtype}"]
-    constant = 2**18  # less than a gradient: in bfloat16 the backward pass itself makes a copy of its inputs
+    constant = 2**16
+    # Not compared with bytes: what else a backward pass takes is up to the processor. With AMX a product in bfloat16
+    # keeps another copy of the weight.
+    alone = peak_without_an_optimizer(getattr(torch, dtype))
+    assert alone >= size * LARGEST
     for name in ("LPSGD, layerwise", "LPSGDM, layerwise"):
-        assert of[name]["step"] - of[name]["activations"] <= size * LARGEST + constant
+        assert of[name]["step"] <= alone + constant
         assert of[name]["temporary"] <= constant
     assert of["LPSGD"]["step"] - of["LPSGD"]["activations"] >= (LAYERS - 1) * size * LARGEST
 

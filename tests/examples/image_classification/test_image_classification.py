@@ -4,9 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,14 +11,13 @@ import numpy as np
 import pytest
 import torch
 from images.sources import load_digits
-from launch import ForkServer
+from launch import python
 from paths import TRAINER_SCRIPT as SCRIPT
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from versions import resumes_processes_on_a_cpu
 
 TIMING = ("runtime", "samples_per_second", "steps_per_second")
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 LPSGDM = ["--use_cpu", "--disable_tqdm", "true", "--optim", "lpsgdm", "--optim_args"]
 TINY = ["--config_overrides", "hidden_size=32,intermediate_size=32,num_attention_heads=2,num_hidden_layers=1"]
 
@@ -35,23 +31,25 @@ def history_of(folder):
 class Run:
     """One run of the script in a process of its own."""
 
-    def __init__(self, server, arguments, folder, environment=None):
-        self.server, self.folder, self.log = server, folder, folder.with_suffix(".log")
-        arguments = [*map(str, arguments), "--output_dir", str(folder)]
-        self.pid = server.ask({"start": arguments, "log": str(self.log), "env": environment or {}})
+    def __init__(self, forks, arguments, folder):
+        self.folder = folder
+        self.fork = forks.start(SCRIPT, *arguments, "--output_dir", folder)
 
     def wait(self):
-        self.status = self.server.ask({"wait": self.pid})
+        self.fork.wait()
         return self
 
     def ok(self):
-        self.wait()
-        assert self.status == 0, self.output
+        assert self.wait().status == 0, self.output
         return self
 
     @property
+    def status(self):
+        return self.fork.status
+
+    @property
     def output(self):
-        return self.log.read_text()
+        return self.fork.output
 
     def weights(self, checkpoint=""):
         return load_file(self.folder / checkpoint / "model.safetensors")
@@ -66,17 +64,10 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def server():
-    server = ForkServer(SCRIPT, ENVIRONMENT)
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def digits_run(server, tmp_path_factory):
+def digits_run(forks, tmp_path_factory):
     """Two epochs on the digits; the run that several tests look at."""
     arguments = ["--do_train", "--do_eval", *LPSGDM, "p_max=20,p_schedule=cosine", "--num_train_epochs", 2]
-    return Run(server, arguments, tmp_path_factory.mktemp("digits") / "run").ok()
+    return Run(forks, arguments, tmp_path_factory.mktemp("digits") / "run").ok()
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +119,8 @@ def test_reported_accuracy_is_that_of_the_saved_model(digits_run):
     assert right > 0.15  # better than chance already
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "lr"])
-def test_killed_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(server, tmp_path, schedule):
+@pytest.mark.parametrize("schedule", ["cosine", pytest.param("lr", marks=pytest.mark.exhaustive)])
+def test_killed_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(forks, tmp_path, schedule):
     # Checkpoints every 10 steps, logs every 4, epochs of 23 steps: the kill is in the midst of all three. Dropout and
     # random shifts make any slip in the random numbers visible.
     steps = 60
@@ -137,14 +128,14 @@ def test_killed_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(server,
     arguments += ["--save_steps", 10, "--logging_steps", 4, "--eval_strategy", "steps", "--eval_steps", 10]
     arguments += ["--max_eval_samples", 60, "--config_overrides"]
     arguments += ["hidden_size=32,intermediate_size=32,num_attention_heads=2,hidden_dropout_prob=0.1"]
-    whole = Run(server, arguments, tmp_path / "whole").ok()
+    whole = Run(forks, arguments, tmp_path / "whole").ok()
 
-    killed = Run(server, arguments, tmp_path / "killed")
+    killed = Run(forks, arguments, tmp_path / "killed")
     deadline = time.monotonic() + 120
     while not ((killed.folder / "checkpoint-10/trainer_state.json").exists() and killed.output.count("'loss'") >= 4):
         assert time.monotonic() < deadline, killed.output
         time.sleep(0.005)
-    os.kill(killed.pid, signal.SIGKILL)
+    os.kill(killed.fork.pid, signal.SIGKILL)
     assert killed.wait().status == -signal.SIGKILL
     reached = max(int(path.name.split("-")[1]) for path in killed.folder.glob("checkpoint-*"))
     assert 10 <= reached < steps
@@ -152,7 +143,7 @@ def test_killed_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(server,
     (killed.folder / f"checkpoint-{steps - 1}").mkdir()
     shutil.copy(killed.folder / "checkpoint-10/model.safetensors", killed.folder / f"checkpoint-{steps - 1}")
 
-    resumed = Run(server, [*arguments, "--resume_from_checkpoint", "True"], killed.folder).ok()
+    resumed = Run(forks, [*arguments, "--resume_from_checkpoint", "True"], killed.folder).ok()
     assert "keys in the checkpoint model" not in resumed.output
     assert same(resumed.weights(), whole.weights())
     assert not same(whole.weights(), whole.weights("checkpoint-10"))
@@ -166,12 +157,12 @@ def test_killed_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(server,
     assert sum("loss" in entry for entry in whole.history) == steps // 4
 
 
-def test_load_best_model_at_end_restores_every_tensor(server, tmp_path):
+def test_load_best_model_at_end_restores_every_tensor(forks, tmp_path):
     arguments = ["--do_train", *LPSGDM, "p_max=20", "--max_steps", 24, "--learning_rate", "3e-3", *TINY]
     arguments += ["--eval_strategy", "steps", "--eval_steps", 8, "--save_steps", 8, "--load_best_model_at_end"]
     # Highest loss is best: so it is the first checkpoint, which differs from the last in every tensor.
     arguments += ["--metric_for_best_model", "loss", "--greater_is_better", "true"]
-    run = Run(server, arguments, tmp_path / "run").ok()
+    run = Run(forks, arguments, tmp_path / "run").ok()
     assert run.state["best_model_checkpoint"].endswith("checkpoint-8")
     best, last = run.weights("checkpoint-8"), run.weights("checkpoint-24")
     assert same(run.weights(), best)
@@ -179,7 +170,7 @@ def test_load_best_model_at_end_restores_every_tensor(server, tmp_path):
     assert all(not torch.equal(best[key], last[key]) for key in best if not key.endswith("key.bias"))
 
 
-def test_resume_from_a_checkpoint_that_lacks_a_tensor_fails_and_names_it(server, digits_run, tmp_path):
+def test_resume_from_a_checkpoint_that_lacks_a_tensor_fails_and_names_it(forks, digits_run, tmp_path):
     broken = tmp_path / "checkpoint-5"
     broken.mkdir()
     shutil.copy(digits_run.folder / "config.json", broken)
@@ -188,16 +179,16 @@ def test_resume_from_a_checkpoint_that_lacks_a_tensor_fails_and_names_it(server,
     lost = next(key for key in weights if "attention" in key)
     del weights[lost]
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    run = Run(server, ["--do_train", "--use_cpu", "--resume_from_checkpoint", broken], tmp_path / "run").wait()
+    run = Run(forks, ["--do_train", "--use_cpu", "--resume_from_checkpoint", broken], tmp_path / "run").wait()
     assert run.status == 2
     assert "was not restored in full" in run.output.splitlines()[-1]
     assert "missing_keys" in run.output.splitlines()[-1]
 
 
-def test_image_folders_train_and_keep_the_classes_of_both(server, image_folders, tmp_path):
+def test_image_folders_train_and_keep_the_classes_of_both(forks, image_folders, tmp_path):
     arguments = ["--do_train", "--do_eval", *LPSGDM, "p_max=20", "--max_steps", 20, "--learning_rate", "3e-3", *TINY]
     arguments += ["--train_dir", image_folders / "train", "--validation_dir", image_folders / "validation"]
-    run = Run(server, [*arguments, "--dataloader_num_workers", 1], tmp_path / "run").ok()
+    run = Run(forks, [*arguments, "--dataloader_num_workers", 1], tmp_path / "run").ok()
     config = json.loads((run.folder / "config.json").read_text())
     assert config["id2label"] == {"0": "cat", "1": "dog"}
     assert (config["image_size"], config["num_channels"]) == (20, 3)
@@ -218,41 +209,33 @@ def parquet_folder(tmp_path_factory):
     return folder
 
 
-def test_local_dataset_with_text_labels_and_no_evaluation_split_trains(server, parquet_folder, tmp_path):
+def test_local_dataset_with_text_labels_and_no_evaluation_split_trains(forks, parquet_folder, tmp_path):
     arguments = ["--do_train", "--do_eval", *LPSGDM, "p_max=20", "--max_steps", 2, *TINY, "--dataset_name"]
     arguments += [parquet_folder, "--label_column_name", "kind", "--train_val_split", "0.2", "--max_train_samples", 9]
-    run = Run(server, arguments, tmp_path / "run").ok()
+    run = Run(forks, arguments, tmp_path / "run").ok()
     assert "9 images to train and 4 images to evaluate in 2 classes" in run.output
     assert json.loads((run.folder / "config.json").read_text())["id2label"] == {"0": "day", "1": "night"}
 
 
 @pytest.mark.parametrize("form", ["json", "yaml"])
-def test_arguments_may_stand_in_a_file(server, tmp_path, form):
+def test_arguments_may_stand_in_a_file(forks, tmp_path, form):
     folder, values = tmp_path / "run", {"do_train": True, "use_cpu": True, "optim": "lpsgd", "max_steps": 1}
     values |= {"output_dir": str(folder), "max_train_samples": 32, "optim_args": "p_max=7", "learning_rate": 0.0625}
     file = tmp_path / f"arguments.{form}"
     file.write_text(json.dumps(values) if form == "json" else "".join(f"{k}: {v}\n" for k, v in values.items()))
-    log = tmp_path / "log"
-    pid = server.ask({"start": [str(file)], "log": str(log), "env": {}})
-    assert server.ask({"wait": pid}) == 0, log.read_text()
+    run = forks.run(SCRIPT, file)
+    assert run.status == 0, run.output
     optimizer = torch.load(folder / "checkpoint-1/optimizer.pt", weights_only=True)
     assert [group["p_max"] for group in optimizer["param_groups"]] == [7, 7]
     assert optimizer["param_groups"][0]["initial_lr"] == 0.0625
 
 
-def run_in_two(server, arguments, folder):
+def run_in_two(forks, arguments, folder):
     """Run the script in two processes; the output of each."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
-    pids, logs = [], [folder.with_name(f"{folder.name}-{rank}.log") for rank in range(2)]
-    for rank in ("0", "1"):
-        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        start = [*map(str, arguments), "--output_dir", str(folder)]
-        pids.append(server.ask({"start": start, "log": str(logs[int(rank)]), "env": environment}))
-    assert [server.ask({"wait": pid}) for pid in pids] == [0, 0], "".join(log.read_text() for log in logs)
-    return [log.read_text() for log in logs]
+    ranks = forks.run_ranks(2, SCRIPT, *arguments, "--output_dir", folder)
+    outputs = [rank.output for rank in ranks]
+    assert [rank.status for rank in ranks] == [0, 0], "".join(outputs)
+    return outputs
 
 
 # A checkpoint after 3 steps, between two logs.
@@ -272,10 +255,10 @@ TWO = [
 
 
 @pytest.fixture(scope="module")
-def two(server, tmp_path_factory):
+def two(forks, tmp_path_factory):
     """A run of two processes: its folder, and the output of each."""
     folder = tmp_path_factory.mktemp("two") / "whole"
-    return folder, run_in_two(server, TWO, folder)
+    return folder, run_in_two(forks, TWO, folder)
 
 
 def test_two_processes_share_the_work_and_only_the_first_prints(two):
@@ -288,14 +271,14 @@ def test_two_processes_share_the_work_and_only_the_first_prints(two):
 
 
 @resumes_processes_on_a_cpu
-def test_resumed_run_of_two_processes_equals_the_uninterrupted_one_bit_for_bit(server, two, tmp_path):
+def test_resumed_run_of_two_processes_equals_the_uninterrupted_one_bit_for_bit(forks, two, tmp_path):
     folder, _ = two
-    run_in_two(server, [*TWO, "--resume_from_checkpoint", folder / "checkpoint-3"], tmp_path / "resumed")
+    run_in_two(forks, [*TWO, "--resume_from_checkpoint", folder / "checkpoint-3"], tmp_path / "resumed")
     assert same(*(load_file(run / "model.safetensors") for run in (tmp_path / "resumed", folder)))
     assert history_of(tmp_path / "resumed") == history_of(folder)
 
 
-def test_two_processes_leave_out_the_same_bad_images(server, tmp_path):
+def test_two_processes_leave_out_the_same_bad_images(forks, tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / "images" / name).mkdir(parents=True)
         for number in range(12):
@@ -304,24 +287,24 @@ def test_two_processes_leave_out_the_same_bad_images(server, tmp_path):
         (tmp_path / "images" / name).write_bytes(b"no image at all")
     arguments = ["--do_train", *LPSGDM, "p_max=20", "--max_steps", 2, "--per_device_train_batch_size", 4, *TINY]
     arguments += ["--train_dir", tmp_path / "images", "--on_bad_image", "skip"]
-    outputs = run_in_two(server, arguments, tmp_path / "run")
+    outputs = run_in_two(forks, arguments, tmp_path / "run")
     assert "left out 3 of 24 images to train" in outputs[0]
     assert "21 images to train" in outputs[0]
     assert all(f"{name}) cannot be decoded" in outputs[0] for name in ("cat/0.png", "cat/11.png", "dog/3.png"))
     assert "left out" not in outputs[1]
 
 
-def test_earlier_checkpoints_are_neither_mixed_up_nor_deleted_unasked(server, tmp_path):
+def test_earlier_checkpoints_are_neither_mixed_up_nor_deleted_unasked(forks, tmp_path):
     folder = tmp_path / "run"
     arguments = ["--do_train", "--use_cpu", "--max_steps", 1, *TINY]
     old = folder / "checkpoint-900"
     old.mkdir(parents=True)
-    run = Run(server, arguments, folder).wait()
+    run = Run(forks, arguments, folder).wait()
     assert run.status == 2
     assert "checkpoint-900" in run.output
     assert "--overwrite_output_dir" in run.output
     assert old.exists()
-    Run(server, [*arguments, "--overwrite_output_dir"], folder).ok()
+    Run(forks, [*arguments, "--overwrite_output_dir"], folder).ok()
     assert not old.exists()
     assert (folder / "checkpoint-1").exists()
 
@@ -352,9 +335,9 @@ BAD_INPUT = {
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_is_answered_in_one_line(server, tmp_path, case):
+def test_bad_input_is_answered_in_one_line(forks, tmp_path, case):
     arguments, words = BAD_INPUT[case]
-    run = Run(server, [*arguments, "--use_cpu"], tmp_path / "run").wait()
+    run = Run(forks, [*arguments, "--use_cpu"], tmp_path / "run").wait()
     answers = [line for line in run.output.splitlines() if "error:" in line]
     assert run.status == 2, run.output
     assert len(answers) == 1, run.output
@@ -365,9 +348,8 @@ def test_bad_input_is_answered_in_one_line(server, tmp_path, case):
 
 
 def test_script_runs_as_a_program_and_needs_nothing_from_the_test_harness(tmp_path):
-    command = [sys.executable, SCRIPT, "--do_train", *LPSGDM, "p_max=20", "--max_steps", "1", "--eval_strategy", "no"]
-    command += [*TINY, "--output_dir", tmp_path / "run"]
-    result = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+    arguments = ["--do_train", *LPSGDM, "p_max=20", "--max_steps", "1", "--eval_strategy", "no", *TINY]
+    done = python(tmp_path, SCRIPT, *arguments, "--output_dir", "run", env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 0, done.stderr
     assert (tmp_path / "run/model.safetensors").exists()
-    assert "accuracy =" not in result.stdout
+    assert "accuracy =" not in done.stdout

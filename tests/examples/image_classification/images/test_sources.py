@@ -236,6 +236,7 @@ def deep(mode, suffix):
 DEEP = {"cached": [], "plain": ["--augmentation", "resized_crop_flip"], "streamed": STREAM}
 
 
+@pytest.mark.covering("way", "row")
 @pytest.mark.parametrize("way", DEEP)
 @pytest.mark.parametrize("mode", ["I;16", "I", "F"])
 @pytest.mark.parametrize(("bad_split", "row"), [("train", 2), ("train", 20), ("validation", 5)])

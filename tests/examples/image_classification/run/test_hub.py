@@ -4,16 +4,13 @@ import hashlib
 import json
 import os
 import re
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
 from hub_server import Hub, Repo
-from launch import ForkServer
+from launch import PRELOADED, ForkServer, python
 from paths import IMAGE_CLASSIFICATION, ROOT
 from paths import TRAINER_SCRIPT as SCRIPT
 from PIL import Image
@@ -33,15 +30,15 @@ PUSHED = {"README.md", "config.json", "model.safetensors", "preprocessor_config.
 
 
 class Run:
-    def __init__(self, launcher, arguments, folder, token=TOKEN, environment=None):
-        self.launcher, self.folder, self.log = launcher, folder, folder.with_suffix(".log")
-        arguments = [*ARGUMENTS, *map(str, arguments), "--output_dir", str(folder)]
-        environment = {**({"HF_TOKEN": token} if token else {}), **(environment or {})}
-        self.pid = launcher.ask({"start": arguments, "log": str(self.log), "env": environment})
+    """One run of the script in a process of its own."""
+
+    def __init__(self, launcher, arguments, folder, token=TOKEN):
+        self.folder = folder
+        env = {"HF_TOKEN": token} if token else {}
+        self.fork = launcher.start(SCRIPT, *ARGUMENTS, *arguments, "--output_dir", folder, env=env)
 
     def wait(self):
-        self.status = self.launcher.ask({"wait": self.pid})
-        self.output = self.log.read_text()
+        self.status, self.output = self.fork.wait().status, self.fork.output
         self.lines = self.output.splitlines()
         return self
 
@@ -73,7 +70,8 @@ def launcher(module_hub, tmp_path_factory):
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
     environment |= {"HF_ENDPOINT": module_hub.url, "HF_HOME": str(tmp_path_factory.mktemp("hf_home"))}
     environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
-    launcher = ForkServer(SCRIPT, {**environment, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"})
+    environment |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    launcher = ForkServer(tmp_path_factory.mktemp("launcher"), PRELOADED, environment)
     yield launcher
     launcher.close()
 
@@ -111,11 +109,9 @@ def test_model_is_pushed_with_its_own_card_and_reads_back_into_a_fresh_cache(lau
     assert "generated_from_trainer" not in card["tags"]
 
     Image.new("L", (40, 30), 90).save(tmp_path / "grey.png")
-    log = tmp_path / "read.log"
-    request = {"start": ["me/my-digits", str(tmp_path / "grey.png")], "script": str(HERE / "read_from_hub.py")}
-    pid = launcher.ask({**request, "log": str(log), "env": {}})
-    assert launcher.ask({"wait": pid}) == 0, log.read_text()
-    read = json.loads(log.read_text().splitlines()[-1])
+    reader = launcher.run(HERE / "read_from_hub.py", "me/my-digits", tmp_path / "grey.png")
+    assert reader.status == 0, reader.output
+    read = json.loads(reader.output.splitlines()[-1])
     assert read["fresh"]
     assert read["offline"] is None
     assert read["sha256"] == sha256((run.folder / "model.safetensors").read_bytes())
@@ -132,11 +128,8 @@ def test_model_with_code_of_its_own_is_pushed_with_it_and_works_where_the_exampl
     assert "cifar_resnet.py" in hub.files("me/my-resnet")
 
     Image.new("RGB", (40, 30), (90, 20, 60)).save(tmp_path / "picture.png")
-    script = [sys.executable, str(HERE / "read_from_hub.py"), "me/my-resnet", str(tmp_path / "picture.png")]
-    environment = {**launcher.environment, "HF_HOME": str(tmp_path / "elsewhere")}
-    done = subprocess.run(
-        [*script, "trust_remote_code"], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
+    reader = [HERE / "read_from_hub.py", "me/my-resnet", tmp_path / "picture.png", "trust_remote_code"]
+    done = python(tmp_path, *reader, env={**launcher.environment, "HF_HOME": str(tmp_path / "elsewhere")})
     assert done.returncode == 0, done.stderr
     read = json.loads(done.stdout.splitlines()[-1])
     assert read["fresh"]
@@ -155,10 +148,9 @@ def test_the_push_on_the_page_works_after_the_demo_in_the_same_folder(launcher, 
         words = words_of(command)
         assert words[1] == str(SCRIPT.relative_to(ROOT))
         arguments = [*words[2:], "--max_steps", "2", "--use_cpu", "--disable_tqdm", "true"]
-        log = tmp_path / "log"
-        request = {"start": arguments, "log": str(log), "cwd": str(tmp_path), "env": {"HF_TOKEN": TOKEN}}
-        assert launcher.ask({"wait": launcher.ask(request)}) == 0, log.read_text()
-    assert "hub:     me/digits" in log.read_text()
+        run = launcher.run(SCRIPT, *arguments, cwd=tmp_path, env={"HF_TOKEN": TOKEN})
+        assert run.status == 0, run.output
+    assert "hub:     me/digits" in run.output
     assert hub.repos["me/digits"].messages[-1] == "End of training"
 
 
@@ -222,26 +214,14 @@ def test_pushes_during_training_are_all_there_and_no_token_is_anywhere(strategy_
 
 
 def test_only_the_first_of_two_processes_pushes(launcher, hub, tmp_path):
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
-    runs = []
-    for rank in ("0", "1"):
-        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        arguments = ["--hub_strategy", "every_save", "--ddp_backend", "gloo", "--hub_model_id", "me/two"]
-        folder = tmp_path / f"rank{rank}" / "shared"
-        folder.parent.mkdir()
-        if rank == "1":
-            folder.symlink_to(runs[0].folder)
-        runs.append(Run(launcher, arguments, folder, environment=environment))
-        runs[0].folder.mkdir(exist_ok=True)
-    for run in runs:
-        assert run.wait().status == 0, run.output
+    arguments = [*ARGUMENTS, "--hub_strategy", "every_save", "--ddp_backend", "gloo", "--hub_model_id", "me/two"]
+    arguments += ["--output_dir", tmp_path / "two"]
+    first, second = launcher.run_ranks(2, SCRIPT, *arguments, env={"HF_TOKEN": TOKEN})
+    assert first.status == second.status == 0, first.output + second.output
     assert hub.repos["me/two"].messages == ["initial commit", *SAVES, "End of training"]
     assert sum(path == "/api/repos/create" for _, path in hub.requests) == 2
     assert "torchrun --nproc_per_node 2" in hub.files("me/two")["README.md"].decode()
-    assert "hub:" not in runs[1].output
+    assert "hub:" not in second.output
 
 
 @pytest.mark.parametrize(

@@ -1,58 +1,46 @@
 """Where DeepSpeed is installed and not asked for, the scripts neither import it nor show its messages."""
 
-import json
-import os
 import re
-import subprocess
-import sys
 from importlib.util import find_spec
 
 import accelerate.utils.other
 import pytest
 import torch
+from launch import write
 from paths import LOOP_SCRIPT, ROOT, TRAINER_SCRIPT
 from run.settings import import_deepspeed_only_where_used
 from snippets import demo_command, words_of
 
 pytestmark = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 
-TELL = "import atexit, json, sys; atexit.register(lambda: print('imported', json.dumps('deepspeed' in sys.modules)))"
-RUN = f"{TELL}; import runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+TELL = """
+import os, runpy, sys
+try:
+    del sys.argv[0]
+    sys.path[0] = os.path.dirname(sys.argv[0])
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    print("imported", "deepspeed" in sys.modules)
+"""
 
 
 def demo_arguments():
     return words_of(demo_command((ROOT / "Makefile").read_text()))[2:]
 
 
-def run(script, *arguments, cwd):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("DS_", "ACCELERATE_"))}
-    folders = [str(script.parent), str(ROOT), os.environ["PYTHONPATH"]]
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(folders)}
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, str(script), *arguments],
-        cwd=cwd,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stdout
-    *lines, imported = done.stdout.splitlines()
-    return lines, json.loads(imported.removeprefix("imported "))
-
-
 @pytest.mark.parametrize("script", [TRAINER_SCRIPT, LOOP_SCRIPT], ids=["trainer", "loop"])
-def test_a_run_without_deepspeed_does_not_import_it(tmp_path, script):
+def test_a_run_without_deepspeed_does_not_import_it(forks, tmp_path, script):
     if script == TRAINER_SCRIPT:
         arguments = [*demo_arguments(), "--max_steps", "1", "--use_cpu"]
     else:
         arguments = ["--cpu", "--max_train_steps", "1"]
-    lines, imported = run(script, *arguments, cwd=tmp_path)
+    write(tmp_path / "tell.py", TELL)
+    run = forks.run(tmp_path / "tell.py", script, *arguments, cwd=tmp_path)
+    assert run.status == 0, run.output
+    *lines, imported = run.output.splitlines()
     assert any(line.startswith("accuracy = ") for line in lines)
     assert not any("deepspeed" in line.lower() or "real_accelerator" in line for line in lines), lines
-    assert not imported
+    assert imported == "imported False"
     if script == TRAINER_SCRIPT:
         assert re.match(r"[\d,]+ images to train and [\d,]+ images to evaluate in 10 classes; ", lines[0])
 
