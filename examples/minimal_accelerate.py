@@ -32,7 +32,7 @@ def main() -> None:
         for x, y in loader:
             loss = torch.nn.functional.mse_loss(model(x), y)
             accelerator.backward(loss)
-            optimizer.step()  # sets p first
+            optimizer.step()  # asks the scheduler for p first
             scheduler.step()
             optimizer.zero_grad()
         mean = accelerator.reduce(loss.detach(), "mean").item()

@@ -15,14 +15,9 @@ from importlib.machinery import SourceFileLoader, SourcelessFileLoader
 from types import ModuleType, TracebackType
 from typing import Any, NoReturn
 
-USAGE = """\
-usage: python -m hf_lpsgd SCRIPT [ARGUMENT ...]
-       python -m hf_lpsgd -m MODULE [ARGUMENT ...]
-       python -m hf_lpsgd --env
-"""
+USAGE = "usage: python -m hf_lpsgd SCRIPT [ARGUMENT ...] | -m MODULE [ARGUMENT ...] | --env\n"
 
-HELP = f"""\
-{USAGE}
+HELP = f"""{USAGE}
 Run a Python script, directory, zip file or module, unchanged, with "lpsgd" and "lpsgdm" registered with
 the transformers Trainer. --env prints the versions and devices that a bug report needs.
 
@@ -35,26 +30,33 @@ examples:
 
 def main() -> None:
     """Register the optimizers, then run what `sys.argv` names as the main program."""
-    first, *rest = sys.argv[1:] or [""]
-    if first in ("-h", "--help"):
+    program, *arguments = sys.argv[1:] or [""]
+    if program in ("-h", "--help"):
         print(HELP, end="")
-    elif first == "--env":
+        return
+    if program == "--env":
         from hf_lpsgd.environment import describe_environment
 
         print(describe_environment())
-    elif first.startswith("-m"):
-        module, *arguments = [first[2:], *rest] if first != "-m" else rest or [""]
-        if not module:
-            _fail(f"{USAGE}hf_lpsgd: error: -m needs the name of a module")
-        _register()
-        _run_module(module, arguments)
-    elif not first:
-        _fail(f"{USAGE}hf_lpsgd: error: name a script, or a module with -m")
-    elif first.startswith("-"):
-        _fail(f"{USAGE}hf_lpsgd: error: unknown option {first!r}: the script's own options come after its name")
+        return
+    is_module = program.startswith("-m")
+    if is_module:
+        program, *arguments = [program[2:], *arguments] if program != "-m" else arguments or [""]
+    elif program.startswith("-"):
+        _fail(f"{USAGE}hf_lpsgd: error: unknown option {program!r}: the script's own options come after its name")
+    if not program:
+        _fail(f"{USAGE}hf_lpsgd: error: {'-m needs the name of a module' if is_module else 'name a script'}")
+    try:
+        from hf_lpsgd.trainer import register
+
+        register()
+    except ImportError as error:
+        _fail(f"hf_lpsgd: cannot register its optimizers: {' '.join(str(error).split())}")
+    sys.argv = ["-m" if is_module else program, *arguments]
+    if is_module:
+        _run_as_main(program, True)
     else:
-        _register()
-        _run_script(first, rest)
+        _run_script(program)
 
 
 def _fail(message: str) -> NoReturn:
@@ -62,91 +64,64 @@ def _fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def _register() -> None:
-    try:
-        from hf_lpsgd.trainer import register
-
-        register()
-    except ImportError as error:
-        _fail(f"hf_lpsgd: cannot register its optimizers: {' '.join(str(error).split())}")
-
-
-def _run_module(module: str, arguments: list[str]) -> None:
-    sys.argv = ["-m", *arguments]
+def _run_as_main(module: str, alter_argv: bool) -> None:
     _become_main()
     # The function that the interpreter itself calls for -m, directories and zip files.
-    _call(runpy._run_module_as_main, module)  # type: ignore[attr-defined]
+    _call(runpy._run_module_as_main, module, alter_argv)  # type: ignore[attr-defined]
 
 
-def _run_script(path: str, arguments: list[str]) -> None:
-    sys.argv = [path, *arguments]
+def _run_script(path: str) -> None:
     # The interpreter makes the name absolute without normalizing it, except on Windows.
     filename = os.path.abspath(path) if os.name == "nt" else os.path.join(os.getcwd(), path)
-    # Before Python 3.11 only -I kept `-m` from prepending the current directory, which the script's replaces.
-    safe_path = getattr(sys.flags, "safe_path", sys.flags.isolated)
-
+    # `-m` has prepended the current directory, except with -P, and before Python 3.11 with -I.
+    has_current_directory = not getattr(sys.flags, "safe_path", sys.flags.isolated)
     if pkgutil.get_importer(filename) is not None:  # a directory or a zip file, with a __main__.py in it
-        if not safe_path:
-            del sys.path[0]
-        sys.path.insert(0, filename)
-        _become_main()
-        _call(runpy._run_module_as_main, "__main__", False)  # type: ignore[attr-defined]
+        sys.path[:1] = [filename] if has_current_directory else [filename, *sys.path[:1]]
+        _run_as_main("__main__", False)
         return
-
     try:
         with io.open_code(filename) as file:
             source = file.read()
     except OSError as error:
         _fail(f"{sys.orig_argv[0]}: can't open file {filename!r}: [Errno {error.errno}] {error.strerror}")
-    if not safe_path:
+    if has_current_directory:
         sys.path[0] = os.path.dirname(os.path.realpath(filename))
-
-    if filename.endswith(".pyc"):
-        bytecode = SourcelessFileLoader("__main__", filename)
-        namespace = _become_main(__file__=filename, __cached__=None, __loader__=bytecode)
-        code = _call(bytecode.get_code, "__main__")
-    else:
-        namespace = _become_main(__file__=filename, __cached__=None, __loader__=SourceFileLoader("__main__", filename))
-        code = _call(compile, source, filename, "exec", 0, True)  # True: no __future__ of this file
+    is_compiled = filename.endswith(".pyc")
+    loader = (SourcelessFileLoader if is_compiled else SourceFileLoader)("__main__", filename)
+    namespace = _become_main(__file__=filename, __cached__=None, __loader__=loader)
+    # True: no __future__ of this file
+    code = _call(loader.get_code, "__main__") if is_compiled else _call(compile, source, filename, "exec", 0, True)
     _call(exec, code, namespace)
 
 
 def _become_main(**attributes: Any) -> dict[str, Any]:
     """Put a fresh module in the place of `__main__`, as the interpreter makes it, and return its namespace."""
-    module = ModuleType("__main__")
-    namespace = vars(module)
-    namespace["__builtins__"] = builtins
+    module = sys.modules["__main__"] = ModuleType("__main__")
+    vars(module).update({"__builtins__": builtins, **attributes})
     if sys.version_info < (3, 14):
-        namespace["__annotations__"] = {}
-    namespace.update(attributes)
-    sys.modules["__main__"] = module
-    return namespace
+        vars(module).setdefault("__annotations__", {})
+    return vars(module)
 
 
 def _call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call the function, and let its errors be reported as if the interpreter itself had called it."""
-    try:
-        return function(*arguments)
-    except SystemExit:
-        raise
-    except BaseException as error:
-        here = error.__traceback__
-        _report_from(error, here and here.tb_next)
-        raise
-
-
-def _report_from(error: BaseException, start: TracebackType | None) -> None:
-    """Make the interpreter's last report of `error` begin at `start`.
+    """Call the function, and let its errors be reported as if the interpreter itself had called it.
 
     The interpreter itself must end the process: only then are threads joined and exit handlers run, and only then does
     a KeyboardInterrupt end it by SIGINT. So the error is raised on, and collects the runner's frames again on the way.
     They are removed where the error is reported.
     """
-    report = sys.excepthook
+    try:
+        return function(*arguments)
+    except SystemExit:
+        raise
+    except BaseException as raised:
+        error, report = raised, sys.excepthook
+        start = error.__traceback__ and error.__traceback__.tb_next
 
-    def excepthook(kind: type[BaseException], value: BaseException, traceback: TracebackType | None) -> None:
-        if value is error:
-            value.__traceback__ = sys.last_traceback = traceback = start
-        report(kind, value, traceback)
+        def excepthook(kind: type[BaseException], value: BaseException, traceback: TracebackType | None) -> None:
+            if value is error:
+                value.__traceback__ = sys.last_traceback = traceback = start
+            report(kind, value, traceback)
 
-    sys.excepthook = excepthook
+        sys.excepthook = excepthook
+        raise

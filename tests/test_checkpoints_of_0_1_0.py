@@ -70,7 +70,7 @@ def test_a_trainer_goes_on_as_it_did_in_0_1_0(tmp_path, monkeypatch):
     model.load_state_dict(load_file(DATA / "checkpoint-5" / "model.safetensors"))
     trainer = Trainer(model, args, train_dataset=TinyData(40))
     try:
-        with pytest.warns(UserWarning, match="grad_rms is None, not auto as asked for"):  # the default now
+        with pytest.warns(UserWarning, match="grad_rms is None, not auto as requested"):  # the default now
             trainer.train(resume_from_checkpoint=str(tmp_path / "trainer" / "checkpoint-5"))
     finally:
         torch.set_num_threads(threads)

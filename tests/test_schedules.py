@@ -8,15 +8,10 @@ from reference import paper_p
 from torch.optim import lr_scheduler as torch_schedulers
 
 from hf_lpsgd import LPSGD, LPSGDM, tie_p_schedule
-from hf_lpsgd.schedules import (
-    P_SCHEDULES,
-    PScheduleRecord,
-    annealed_p,
-    current_tie,
-    p_following_lr,
-    unwrap_optimizer,
-    unwrap_scheduler,
-)
+from hf_lpsgd.lr_schedulers import unwrap_scheduler
+from hf_lpsgd.optim.measurement import FEWEST_UPDATES, MEASURED
+from hf_lpsgd.schedules import P_SCHEDULES, PScheduleRecord, annealed_p, current_tie
+from hf_lpsgd.wrappers import unwrap_optimizer
 
 STEPS, WARMUP, P_MAX = 12, 3, 20.0
 
@@ -117,10 +112,12 @@ def test_p_stays_at_2_beyond_the_last_step_and_at_p_max_where_there_is_only_one(
     assert annealed_p("cosine", P_MAX, 0, 1) == P_MAX
 
 
-def test_a_learning_rate_beyond_its_peak_or_a_peak_of_0_gives_p_max():
-    assert p_following_lr(P_MAX, 0.3, 0.1) == P_MAX
-    assert p_following_lr(P_MAX, 0.0, 0.0) == P_MAX
-    assert p_following_lr(P_MAX, 0.0, 0.1) == 2.0
+@pytest.mark.parametrize(("lr", "peak", "expected"), [(0.3, 0.1, P_MAX), (0.0, 0.0, P_MAX), (0.0, 0.1, 2.0)])
+def test_a_learning_rate_beyond_its_peak_or_a_peak_of_0_gives_p_max(lr, peak, expected):
+    optimizer = make_optimizer(lr=peak)
+    tie = tie_p_schedule(optimizer, linear_warmup(optimizer), "lr")
+    optimizer.param_groups[0]["lr"] = lr
+    assert tie.get_p() == [expected]
 
 
 def test_each_group_falls_from_its_own_p_max():
@@ -159,18 +156,100 @@ def test_steps_that_the_scheduler_does_not_make_leave_p_where_it_is():
     assert optimizer.param_groups[0]["p"] == now
 
 
-def test_tying_again_replaces_the_tie_and_removing_it_leaves_p_as_it_is():
+def test_tying_again_replaces_the_tie_and_without_one_p_is_p_max():
     optimizer = make_optimizer()
     scheduler = linear_warmup(optimizer)
-    tie_p_schedule(optimizer, scheduler, "constant")
+    first = tie_p_schedule(optimizer, scheduler, "constant")
     tie = tie_p_schedule(optimizer, scheduler, "cosine", num_training_steps=STEPS)
-    assert len(optimizer._optimizer_step_pre_hooks) == 1
-    run(optimizer, scheduler, 6)
-    p = optimizer.param_groups[0]["p"]
+    first.remove()
+    assert current_tie(optimizer) is optimizer.tie is tie
+    ps, _ = run(optimizer, scheduler, 6)
+    assert ps[-1] < P_MAX
     tie.remove()
     assert current_tie(optimizer) is None
-    run(optimizer, scheduler, 3)
-    assert optimizer.param_groups[0]["p"] == p < P_MAX
+    assert run(optimizer, scheduler, 3)[0] == [P_MAX] * 3
+
+
+def test_p_in_the_group_is_that_of_the_next_step_only_once_that_step_is_made():
+    optimizer = make_optimizer()
+    scheduler = linear_warmup(optimizer)
+    tie = tie_p_schedule(optimizer, scheduler, "linear", num_training_steps=STEPS)
+    optimizer.step()
+    for _ in range(4):
+        scheduler.step()
+    assert (optimizer.param_groups[0]["p"], tie.get_p()) == (P_MAX, [annealed_p("linear", P_MAX, 4, STEPS)])
+    optimizer.step()
+    assert optimizer.param_groups[0]["p"] == tie.get_p()[0]
+
+
+@pytest.mark.parametrize("schedule", [None, "constant", "cosine"])
+def test_p_max_that_is_written_into_a_group_takes_effect(schedule):
+    def train(p_max, write):
+        param = torch.ones(3, requires_grad=True)
+        optimizer = LPSGDM([param], lr=0.1, p_max=p_max)
+        scheduler = linear_warmup(optimizer)
+        if schedule is not None:
+            tie_p_schedule(optimizer, scheduler, schedule, num_training_steps=STEPS)
+        if write:
+            optimizer.param_groups[0]["p_max"] = 6.0
+        return run(optimizer, scheduler, 5)[0], param
+
+    ps, param = train(P_MAX, True)
+    expected, other = train(6.0, False)
+    assert ps == expected
+    assert ps[0] == 6.0
+    assert torch.equal(param, other)
+
+
+def measured(steps_of, updates, num_warmup_steps):
+    """How many of the first `updates` updates "auto" measures; `steps_of` says how often each steps the scheduler."""
+    param = torch.ones(3, requires_grad=True)
+    optimizer = LPSGDM([param], lr=0.1, grad_rms="auto")
+    scheduler = torch_schedulers.LambdaLR(optimizer, lambda step: 1.0)
+    tie_p_schedule(optimizer, scheduler, "constant", num_warmup_steps=num_warmup_steps, steps_per_epoch=1)
+    for update in range(updates):
+        param.grad = torch.full_like(param, 1.0 + update)
+        optimizer.step()
+        for _ in range(steps_of(update)):
+            scheduler.step()
+    assert isinstance(optimizer.param_groups[0]["grad_rms"], float)
+    return optimizer.param_groups[0][MEASURED][1]
+
+
+@pytest.mark.parametrize(
+    ("steps_of", "warmup", "window"),
+    [
+        (lambda update: 1, 0, FEWEST_UPDATES),
+        (lambda update: 1, 30, 30),
+        (lambda update: 4, 0, FEWEST_UPDATES),
+        (lambda update: 4, 30, FEWEST_UPDATES),
+        (lambda update: 4, 120, 30),
+        (lambda update: int(update % 16 == 15), 0, FEWEST_UPDATES),
+        (lambda update: int(update % 16 == 15), 2, 32),
+        (lambda update: int(update % 40 == 39), 1, 40),
+    ],
+    ids=["each", "each, longer", "4", "4, shorter", "4, longer", "one in 16", "one in 16, longer", "one in 40"],
+)
+def test_the_window_of_the_measurement_counts_updates_whatever_the_scheduler_counts(steps_of, warmup, window):
+    assert measured(steps_of, 60, warmup) == window
+
+
+class Wrapper:
+    """As Accelerate's and DeepSpeed's wrappers of an optimizer."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+
+def test_a_tie_to_a_wrapped_optimizer_is_held_by_the_optimizer_itself():
+    optimizer = make_optimizer()
+    scheduler = linear_warmup(optimizer)
+    wrapped = Wrapper(Wrapper(optimizer))
+    tie = tie_p_schedule(wrapped, scheduler, "linear", num_training_steps=STEPS)
+    assert optimizer.tie is tie is current_tie(wrapped)
+    assert optimizer.partitions is None
+    ps, _ = run(optimizer, scheduler)
+    assert ps == pytest.approx([annealed_p("linear", P_MAX, step, STEPS) for step in range(STEPS)])
 
 
 def test_lr_on_plateau_falls_with_the_learning_rate_also_after_a_resume():

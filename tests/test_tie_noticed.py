@@ -10,7 +10,8 @@ from torch.optim import lr_scheduler as torch_schedulers
 from torch.optim.swa_utils import SWALR
 
 from hf_lpsgd import LPSGDM, tie_p_schedule
-from hf_lpsgd.schedules import annealed_p, unwrap_optimizer
+from hf_lpsgd.schedules import annealed_p
+from hf_lpsgd.wrappers import unwrap_optimizer
 
 STEPS, P_MAX = 40, 20.0
 NOT_MOVED = "has not moved for 5 optimizer steps"
@@ -37,7 +38,7 @@ def messages(caught):
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "lr"])
-def test_an_lr_scheduler_that_nobody_steps_is_told_once(schedule):
+def test_an_lr_scheduler_that_nobody_steps_is_warned_of_once(schedule):
     optimizer = make_optimizer()
     tie_p_schedule(optimizer, linear(optimizer), schedule, num_training_steps=STEPS)
     with warnings.catch_warnings(record=True) as caught:
@@ -52,7 +53,7 @@ def test_an_lr_scheduler_that_nobody_steps_is_told_once(schedule):
     assert "steps_per_epoch=1" in message
 
 
-def test_an_lr_scheduler_that_another_replaces_in_the_middle_is_told():
+def test_an_lr_scheduler_that_another_replaces_in_the_middle_is_warned_of():
     optimizer = make_optimizer()
     scheduler = linear(optimizer)
     tie_p_schedule(optimizer, scheduler, num_training_steps=STEPS)
@@ -69,7 +70,7 @@ def test_an_lr_scheduler_that_another_replaces_in_the_middle_is_told():
         step(optimizer)
 
 
-def test_p_that_follows_the_learning_rate_of_the_scheduler_that_took_over_is_not_told():
+def test_p_that_follows_the_learning_rate_of_the_scheduler_that_took_over_is_accepted():
     optimizer = make_optimizer()
     tie_p_schedule(optimizer, linear(optimizer), "lr")
     other = linear(optimizer)
@@ -91,7 +92,7 @@ def test_p_that_follows_the_learning_rate_of_the_scheduler_that_took_over_is_not
         (torch_schedulers.ReduceLROnPlateau, {"schedule": "lr"}),
     ],
 )
-def test_a_scheduler_that_need_not_move_at_each_step_is_not_told(make, options):
+def test_a_scheduler_that_need_not_move_at_each_step_is_accepted(make, options):
     optimizer = make_optimizer()
     tie_p_schedule(optimizer, make(optimizer), num_training_steps=STEPS, **options)
     with warnings.catch_warnings():
@@ -101,7 +102,7 @@ def test_a_scheduler_that_need_not_move_at_each_step_is_not_told(make, options):
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
-def test_a_scheduler_that_rests_once_p_has_come_to_its_end_is_not_told(schedule):
+def test_a_scheduler_that_rests_once_p_has_come_to_its_end_is_accepted(schedule):
     optimizer = make_optimizer()
     scheduler = torch_schedulers.OneCycleLR(optimizer, 0.1, total_steps=STEPS)  # which cannot step further
     tie_p_schedule(optimizer, scheduler, schedule, num_training_steps=STEPS)
@@ -112,42 +113,6 @@ def test_a_scheduler_that_rests_once_p_has_come_to_its_end_is_not_told(schedule)
             if made < STEPS:
                 scheduler.step()
     assert optimizer.param_groups[0]["p"] == 2.0
-
-
-def test_p_following_the_learning_rate_that_the_scheduler_of_another_optimizer_sets_is_told():
-    optimizer, other = make_optimizer(), make_optimizer()
-    with pytest.warns(UserWarning, match="LambdaLR does not set: it was made for another LPSGDM"):
-        tie_p_schedule(optimizer, linear(other), "lr")
-
-
-def test_a_warm_up_as_long_as_the_run_is_told():
-    optimizer = make_optimizer()
-    with pytest.warns(UserWarning, match="p stays at p_max: num_warmup_steps is 500, and the whole run has 100 steps"):
-        tie_p_schedule(optimizer, linear(optimizer), "cosine", num_training_steps=100, num_warmup_steps=500)
-
-
-class Holder(torch.optim.Optimizer):
-    """Holds another optimizer under a name that is not looked at, and shares its groups."""
-
-    def __init__(self, optimizer):
-        self.held = optimizer
-        self.__setstate__({"defaults": {}, "state": optimizer.state, "param_groups": optimizer.param_groups})
-
-
-@pytest.mark.parametrize(
-    ("schedule", "make"),
-    [
-        ("lr", linear),
-        ("lr", lambda optimizer: linear(Holder(optimizer))),
-        ("lr", lambda optimizer: SimpleNamespace(last_epoch=0)),
-        ("cosine", lambda optimizer: linear(make_optimizer())),  # whose steps alone count
-    ],
-)
-def test_a_scheduler_that_sets_this_optimizers_rate_or_need_not_is_not_told(schedule, make):
-    optimizer = make_optimizer()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        tie_p_schedule(optimizer, make(optimizer), schedule, num_training_steps=STEPS)
 
 
 def test_an_engine_that_steps_its_many_groups_one_by_one_is_not_taken_for_many_steps():
@@ -219,6 +184,7 @@ def test_groups_with_a_layerwise_lr_scale_reach_p_max_under_a_scheduler_that_app
     optimizer.param_groups[1]["lr_scale"] = 0.1
     scheduler = TimmScheduler(optimizer)
     tie_p_schedule(optimizer, scheduler, "lr")
+    step(optimizer)
     assert [group["p"] for group in optimizer.param_groups] == [20.0, 20.0]
     scheduler.step_update(STEPS // 2)
     step(optimizer)
@@ -271,12 +237,12 @@ def resume(states, schedule="cosine", steps=STEPS, load_scheduler=True, tie_firs
 
 
 @pytest.mark.parametrize("tie_first", [True, False])
-def test_a_state_loaded_under_another_horizon_schedule_or_without_its_scheduler_is_told(tie_first):
+def test_a_state_loaded_under_another_horizon_schedule_or_without_its_scheduler_is_warned_of(tie_first):
     states = saved_in_the_middle(at=STEPS)
     assert states[0]["param_groups"][0]["p"] == 2.0
     (longer,) = resume(states, steps=2 * STEPS, tie_first=tie_first)
     now = annealed_p("cosine", P_MAX, STEPS, 2 * STEPS)
-    assert f"p goes from 2 in the loaded state to {now:.4g}: the p schedule 'cosine' over 80 steps is not" in longer
+    assert f"p goes from 2 in the param group to {now:.4g}: the p schedule 'cosine' over 80 steps is not" in longer
     (shorter,) = resume(saved_in_the_middle(), steps=STEPS // 2, tie_first=tie_first)
     assert "to 2: the p schedule 'cosine' over 20 steps" in shorter
     (constant,) = resume(states, "constant", tie_first=tie_first)
@@ -288,7 +254,7 @@ def test_a_state_loaded_under_another_horizon_schedule_or_without_its_scheduler_
 @pytest.mark.parametrize("tie_first", [True, False])
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "lr", "constant"])
 @pytest.mark.parametrize("at", [1, STEPS // 2, STEPS - 1])
-def test_a_state_that_goes_on_under_its_own_schedule_is_not_told(at, schedule, tie_first):
+def test_a_state_that_goes_on_under_its_own_schedule_is_accepted(at, schedule, tie_first):
     assert resume(saved_in_the_middle(schedule, at), schedule, tie_first=tie_first) == []
 
 
@@ -309,32 +275,79 @@ def loaded_into_another(optimizer):
 
 
 @pytest.mark.parametrize("take_over", [loaded_into_another, copy.deepcopy])
-def test_a_loaded_or_copied_p_that_no_tie_moves_is_told_once_at_the_step(take_over):
+def test_a_loaded_or_copied_p_that_no_tie_moves_is_warned_of_once_and_goes_to_p_max(take_over):
     optimizer = take_over(half_way())
-    with pytest.warns(UserWarning, match="p is .* in the loaded or copied state, below p_max = 20") as caught:
+    found = optimizer.param_groups[0]["p"]
+    assert found < P_MAX
+    with pytest.warns(UserWarning, match=f"p goes from {found:.4g} in the param group to 20: ") as caught:
         step(optimizer)
     (message,) = messages(caught)
     assert "no LR scheduler is tied" in message
     assert "\n" not in message
+    assert optimizer.param_groups[0]["p"] == P_MAX
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         step(optimizer)
 
 
-def set_each_step(optimizer):
-    optimizer.param_groups[0]["p"] -= 1
-
-
-def kept(optimizer):
-    optimizer.param_groups[0]["p_max"] = optimizer.param_groups[0]["p"]
-
-
-@pytest.mark.parametrize("change", [set_each_step, kept])
 @pytest.mark.parametrize("take_over", [loaded_into_another, copy.deepcopy])
-def test_a_loaded_or_copied_p_that_is_set_by_hand_or_meant_to_stay_is_not_told(take_over, change):
+def test_a_loaded_or_copied_p_that_is_meant_to_stay_is_accepted(take_over):
     optimizer = take_over(half_way())
+    p = optimizer.param_groups[0]["p_max"] = optimizer.param_groups[0]["p"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(3):
-            change(optimizer)
             step(optimizer)
+    assert optimizer.param_groups[0]["p"] == p
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_a_p_that_is_written_by_hand_is_replaced_with_a_warning(is_tied):
+    optimizer = make_optimizer()
+    if is_tied:
+        tie_p_schedule(optimizer, linear(optimizer), num_training_steps=STEPS)
+    step(optimizer)
+    optimizer.param_groups[0]["p"] = 5.0
+    with pytest.warns(UserWarning, match="p goes from 5 in the param group to 20: ") as caught:
+        step(optimizer)
+    assert len(messages(caught)) == 1
+    assert optimizer.param_groups[0]["p"] == P_MAX
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step(optimizer)
+
+
+def test_p_following_the_learning_rate_that_the_scheduler_of_another_optimizer_sets_is_warned_of():
+    optimizer, other = make_optimizer(), make_optimizer()
+    with pytest.warns(UserWarning, match="LambdaLR does not set: it was made for another LPSGDM"):
+        tie_p_schedule(optimizer, linear(other), "lr")
+
+
+def test_a_warm_up_as_long_as_the_run_is_warned_of():
+    optimizer = make_optimizer()
+    with pytest.warns(UserWarning, match="p stays at p_max: num_warmup_steps is 500, and the whole run has 100 steps"):
+        tie_p_schedule(optimizer, linear(optimizer), "cosine", num_training_steps=100, num_warmup_steps=500)
+
+
+class Holder(torch.optim.Optimizer):
+    """Holds another optimizer under a name that is not looked at, and shares its groups."""
+
+    def __init__(self, optimizer):
+        self.held = optimizer
+        self.__setstate__({"defaults": {}, "state": optimizer.state, "param_groups": optimizer.param_groups})
+
+
+@pytest.mark.parametrize(
+    ("schedule", "make"),
+    [
+        ("lr", linear),
+        ("lr", lambda optimizer: linear(Holder(optimizer))),
+        ("lr", lambda optimizer: SimpleNamespace(last_epoch=0)),
+        ("cosine", lambda optimizer: linear(make_optimizer())),  # whose steps alone count
+    ],
+)
+def test_a_scheduler_that_sets_this_optimizers_rate_or_need_not_is_accepted(schedule, make):
+    optimizer = make_optimizer()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tie_p_schedule(optimizer, make(optimizer), schedule, num_training_steps=STEPS)

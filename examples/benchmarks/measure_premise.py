@@ -107,7 +107,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def noise_in_words(values: list[float | None]) -> str:
-    """Their median, or words where the noise hides the gradient."""
+    """Their median; no number where the noise hides the gradient."""
     middle = median(math.inf if value is None else value for value in values)
     return f"{middle:.2g}" if math.isfinite(middle) else "too large to tell"
 

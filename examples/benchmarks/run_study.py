@@ -2,7 +2,7 @@
 
     python examples/benchmarks/run_study.py examples/benchmarks/studies/grad_rms.yaml --cifar10 PATH
 
-Writes one JSON line per cell to results/NAME/cells.jsonl, after a line that tells the command, the commit, the
+Writes one JSON line per cell to results/NAME/cells.jsonl, after a line with the command, the commit, the
 versions and the device. A cell that is in the file is not run again, so a run that was cut off goes on where it was.
 A study with the entry `test` chooses the rates on examples held out. Then it tests each optimizer, on other examples,
 at its best rate and at the first one to try.

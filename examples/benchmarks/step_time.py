@@ -4,7 +4,7 @@
 
 Every optimizer updates the same tensors, and those of one kind share their state. All take turns, step by step, so
 that what else the machine does meets all alike; medians are compared. On a GPU the host runs ahead of the device, as
-it does in training, and the time is the device's; the host's is told beside it, for gradients whose addresses stay.
+it does in training, and the time is the device's; the host's stands beside it, for gradients whose addresses stay.
 Writes results.json (with every time, the command, the commit, the versions and the device), results.md and
 results.png.
 
@@ -36,8 +36,8 @@ from torch.optim import SGD, AdamW, Optimizer
 from tqdm.auto import tqdm
 
 from hf_lpsgd import LPSGD, LPSGDM, tie_p_schedule
-from hf_lpsgd.optim.functional import why_not_fused
 from hf_lpsgd.optim.kernels import cpu
+from hf_lpsgd.optim.kernels.choice import why_not_fused
 
 COPY = "copy"
 # Compared with these: the first is the same work, the others are what people use.

@@ -2,7 +2,8 @@
 
     python examples/benchmarks/study_report.py examples/benchmarks/results/grad_rms
 
-Writes results.md and results.png beside cells.jsonl. More folders than one are told as one study.
+Writes results.md and results.png beside cells.jsonl. Several folders are reported as one study. Where a note.md lies
+there, as for cells of another version of hf_lpsgd, its text comes first.
 """
 
 import argparse
@@ -91,7 +92,7 @@ def draw(found: Accuracies, path: Path) -> None:
     families = list(dict.fromkeys(family_of(title) for task in found.values() for title in task if "p_max" in title))
     columns = sorted(families) or [""]
     if len(columns) > 6:
-        return  # a search, which no figure tells
+        return  # a search, which no figure shows
     figure = Figure(figsize=(4.5 * len(columns), 2.6 * len(found)), dpi=80, layout="constrained")
     axes = figure.subplots(len(found), len(columns), squeeze=False, sharey="row")
     for row, (task, contenders) in zip(axes, found.items(), strict=True):
@@ -184,9 +185,11 @@ def main() -> None:
     picture = args.folders[0] / "results.png"
     is_tested = any(cell.get("split") == "test" for cell in cells)
     tables = report_of_test(cells, study, picture) if is_tested else report_of_choice(cells, picture)
+    note = args.folders[0] / "note.md"
     lines = [
         "# Results",
         "",
+        *([note.read_text(encoding="utf-8")] if note.exists() else []),
         f"Made by `python examples/benchmarks/study_report.py` from {len(cells)} runs of `{run.get('command')}`, at "
         f"commit {run.get('commit')}, on {run.get('device')}. Accuracy: mean and standard deviation over the seeds.",
         "",

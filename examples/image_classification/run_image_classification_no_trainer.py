@@ -35,7 +35,7 @@ from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from hf_lpsgd import LPSGDM, tie_p_schedule
-from hf_lpsgd.optim.grad_rms import reference_size
+from hf_lpsgd.optim.measurement import reference_size
 from hf_lpsgd.processes import check_processes
 from hf_lpsgd.schedules import P_SCHEDULES
 

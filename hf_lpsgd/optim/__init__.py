@@ -1,7 +1,6 @@
 """The optimizers; they need torch and nothing else."""
 
-from .lpsgd import LPSGD
-from .lpsgdm import LPSGDM
+from .lpsgd import LPSGD, LPSGDM
 from .registry import OPTIMIZERS, OptimizerRecord
 
 __all__ = ["LPSGD", "LPSGDM", "OPTIMIZERS", "OptimizerRecord"]

@@ -1,14 +1,14 @@
-"""LPSGD: SGD in an lp norm, without momentum and without state."""
+"""LPSGD and LPSGDM: SGD in an lp norm, without momentum and with it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from . import functional
 from .base import LpOptimizer
 from .options import (
     EPS,
@@ -16,14 +16,17 @@ from .options import (
     FUSED,
     GRAD_RMS,
     LR,
-    LR_FACTOR,
     MAXIMIZE,
+    MOMENTUM,
+    MOMENTUM_DTYPE,
     P_MAX,
     ROUNDING,
     ROUNDING_SEED,
-    SATURATION,
     WEIGHT_DECAY,
 )
+
+# None stands for the dtype of the parameter.
+_DTYPES = {None: None, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 class LPSGD(LpOptimizer):
@@ -33,26 +36,65 @@ class LPSGD(LpOptimizer):
 
         theta <- (1 - lr*wd) * theta - lr * g / (|g| + eps)^rho
 
-    With `p = 2` it is SGD. With a large `p` it is close to sign descent. Each step reads `p` from the param group. It
-    starts at `p_max` and stays there until [`tie_p_schedule`][hf_lpsgd.tie_p_schedule] ties it to an LR scheduler. No
-    state is kept.
+    With `p = 2` it is SGD. With a large `p` it is close to sign descent. No state is kept. p is `p_max`, unless
+    [`tie_p_schedule`][hf_lpsgd.tie_p_schedule] ties it to an LR scheduler.
+
+    Arguments and errors are those of [`LPSGDM`][hf_lpsgd.LPSGDM], with the gradient g in place of its moving average
+    m, and without `momentum` and `momentum_dtype`.
+    """
+
+    options = (LR, P_MAX, EPS, WEIGHT_DECAY, GRAD_RMS, ROUNDING, ROUNDING_SEED, MAXIMIZE, FOREACH, FUSED)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        p_max: float = 20.0,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        grad_rms: float | Literal["auto"] | None = None,
+        rounding: Literal["nearest", "stochastic"] = "nearest",
+        rounding_seed: int = 0,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+    ) -> None:
+        numbers = {"lr": lr, "p_max": p_max, "eps": eps, "weight_decay": weight_decay, "grad_rms": grad_rms}
+        precision = {"rounding": rounding, "rounding_seed": rounding_seed}
+        super().__init__(params, **numbers, **precision, maximize=maximize, foreach=foreach, fused=fused)
+
+
+class LPSGDM(LpOptimizer):
+    """SGD with momentum in the lp norm (LPSGDM of Xu and Yang, arXiv:2606.02078).
+
+    With `rho = (p - 2) / (p - 1)`, element by element,
+
+        m     <- momentum * m + (1 - momentum) * g
+        theta <- (1 - lr*wd) * theta - lr * m / (|m| + eps)^rho
+
+    With `p = 2` it is SGD on an exponential moving average of the gradient. With a large `p` the step is close to the
+    sign of that average. p is `p_max`, unless [`tie_p_schedule`][hf_lpsgd.tie_p_schedule] ties it to an LR
+    scheduler. The state is one tensor per parameter, `momentum_buffer`, of the parameter's shape. It starts at zero.
+    There is no bias correction.
 
     Args:
         params: parameters, named parameters or dicts that define param groups, with their own options.
-        lr: learning rate, at least 0. An element changes by about `lr * |g|^(1/(p-1))` per step, so the best value
+        lr: learning rate, at least 0. An element changes by about `lr * |m|^(1/(p-1))` per step, so the best value
             falls as `p_max` rises.
+        momentum: decay of the moving average, in [0, 1).
         p_max: the largest order of the norm, at least 2.
-        eps: added to `|g|` before the power, at least 0.
+        eps: added to `|m|` before the power, at least 0.
         weight_decay: decoupled weight decay, at least 0.
-        grad_rms: None for the paper's step. A number r divides g by r and bounds it, so that an element moves by
-            `lr * min(|g|/r, 1)^(1/(p-1))` and one learning rate serves every p. `"auto"` measures the root mean
-            square of g over the warm-up of the LR scheduler that p is tied to, at least over 20 steps, and then
-            freezes it, as a number in the param groups. Weight decay is not scaled.
-        saturation: with `grad_rms`, r is `saturation * grad_rms`. None is 0.1 with `"auto"`, and 1 with a number.
-        lr_factor: with `grad_rms`, the update is multiplied by it, and weight decay is not. None is 0.5 with
-            `"auto"`, so that the learning rates of AdamW serve, and 1 with a number.
-        rounding: how a parameter in bfloat16 or float16 is rounded: "nearest", or "stochastic", up or down
-            at random so that the mean is exact. With it, changes far below the precision of the parameter are not
+        grad_rms: None for the paper's step. A number r is the root mean square of m, and an element moves by
+            `lr/2 * min(10 |m|/r, 1)^(1/(p-1))`. So the learning rates of AdamW serve, for every p, and eps is
+            relative to r. `"auto"` measures r over the warm-up of the LR scheduler that p is tied to, at least over
+            20 updates, and then freezes it, as a number in the param groups. The first update only measures, and
+            changes no parameter. Weight decay is not scaled.
+        momentum_dtype: dtype in which the momentum is kept, "bfloat16" or "float32", or None for that of the
+            parameter. The arithmetic is in float32, and the momentum is rounded when it is stored.
+        rounding: how parameters and momentum in bfloat16 or float16 are rounded: "nearest", or "stochastic", up or
+            down at random so that the mean is exact. With it, changes far below the precision of a parameter are not
             lost. It has no effect on float32 and float64.
         rounding_seed: seed of the random numbers of "stochastic"; the same on all processes.
         maximize: ascend the objective.
@@ -66,45 +108,65 @@ class LPSGD(LpOptimizer):
             `fused` is True and there is no fused implementation for a parameter's device.
     """
 
-    options = (
-        LR,
-        P_MAX,
-        EPS,
-        WEIGHT_DECAY,
-        GRAD_RMS,
-        SATURATION,
-        LR_FACTOR,
-        ROUNDING,
-        ROUNDING_SEED,
-        MAXIMIZE,
-        FOREACH,
-        FUSED,
-    )
+    options = (*LPSGD.options, MOMENTUM, MOMENTUM_DTYPE)
 
     def __init__(
         self,
         params: ParamsT,
         lr: float | Tensor = 1e-3,
+        momentum: float = 0.9,
         p_max: float = 20.0,
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         *,
         grad_rms: float | Literal["auto"] | None = None,
-        saturation: float | None = None,
-        lr_factor: float | None = None,
+        momentum_dtype: torch.dtype | Literal["bfloat16", "float32"] | None = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         rounding_seed: int = 0,
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
     ) -> None:
-        numbers = {"lr": lr, "p_max": p_max, "eps": eps, "weight_decay": weight_decay}
+        numbers = {"lr": lr, "momentum": momentum, "p_max": p_max, "eps": eps, "weight_decay": weight_decay}
+        precision = {"momentum_dtype": momentum_dtype, "rounding": rounding, "rounding_seed": rounding_seed}
         switches = {"maximize": maximize, "foreach": foreach, "fused": fused}
-        sizes = {"grad_rms": grad_rms, "saturation": saturation, "lr_factor": lr_factor}
-        precision = {"rounding": rounding, "rounding_seed": rounding_seed}
-        super().__init__(params, **numbers, **sizes, **precision, **switches)
+        super().__init__(params, **numbers, grad_rms=grad_rms, **precision, **switches)
 
-    def _update_group(
-        self, params: list[Tensor], grads: list[Tensor], *, buffers: Sequence[Tensor | None], **hyper: Any
-    ) -> None:
-        functional.lpsgd(params, grads, **hyper)
+    def buffers(self, group: dict[str, Any], params: Sequence[Tensor]) -> list[Tensor]:
+        """Return the momentum buffers of `params`, made where there are none yet."""
+        buffers = []
+        named = _DTYPES[group["momentum_dtype"]]
+        for param in params:
+            state, dtype = self.state[param], named or param.dtype
+            buffer = state.get("momentum_buffer")
+            if buffer is None:
+                buffer = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+                state["momentum_buffer"] = buffer
+            elif buffer.dtype is not dtype:  # the option was changed
+                state["momentum_buffer"] = buffer = buffer.to(dtype)
+            buffers.append(buffer)
+        return buffers
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state that `state_dict` gave; the momentum keeps the dtype that `momentum_dtype` says.
+
+        Raises:
+            ValueError: the state is that of another optimizer or of other param groups; nothing was loaded.
+        """
+        used: dict[str, Any] = {}  # as the hooks before have left it
+        before = self.register_load_state_dict_pre_hook(lambda _, given: used.update(given))
+        after = self.register_load_state_dict_post_hook(lambda _: self._restore_buffers(used), prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            before.remove()
+            after.remove()
+
+    def _restore_buffers(self, state_dict: dict[str, Any]) -> None:
+        # torch has cast every buffer to its parameter's dtype, which rounds a float32 buffer of a bfloat16 parameter.
+        for saved, group in zip(state_dict["param_groups"], self.param_groups, strict=True):
+            for identity, param in zip(saved["params"], group["params"], strict=True):
+                buffer = state_dict["state"].get(identity, {}).get("momentum_buffer")
+                dtype = _DTYPES[group["momentum_dtype"]] or param.dtype
+                if buffer is not None and dtype != param.dtype:
+                    self.state[param]["momentum_buffer"] = buffer.to(device=param.device, dtype=dtype)

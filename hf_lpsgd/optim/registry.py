@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .base import LpOptimizer
-from .lpsgd import LPSGD
-from .lpsgdm import LPSGDM
+from .lpsgd import LPSGD, LPSGDM
 from .options import Option
 
 
@@ -21,9 +20,8 @@ class OptimizerRecord:
         name: as in `--optim lpsgdm`.
         cls: the class. The defaults of its constructor are the paper's step.
         description: a line for tables.
-        trainer_defaults: the options whose default is another one with `--optim`, and that default.
-        ordinary: of an optimizer that makes its step in the backward pass, the name of the one with the ordinary
-            step; None for the others.
+        trainer_defaults: the defaults of `--optim` that differ from those of the constructor.
+        ordinary: the name of the optimizer with the ordinary step, for one that steps in the backward pass.
     """
 
     name: str
@@ -34,7 +32,7 @@ class OptimizerRecord:
 
     @property
     def options(self) -> tuple[Option, ...]:
-        """The options of its param groups, with their ranges and meanings."""
+        """The options of its param groups."""
         return self.cls.options
 
     @property
@@ -47,25 +45,20 @@ class OptimizerRecord:
 # So that the learning rate that a script has for AdamW serves; docs/results.md has the study.
 _AT_ADAMWS_RATE = {"grad_rms": "auto"}
 
-OPTIMIZERS: dict[str, OptimizerRecord] = {
-    "lpsgd": OptimizerRecord("lpsgd", LPSGD, "SGD in an lp norm; keeps no state", _AT_ADAMWS_RATE),
-    "lpsgdm": OptimizerRecord(
+_ORDINARY = (
+    OptimizerRecord("lpsgd", LPSGD, "SGD in an lp norm; keeps no state", _AT_ADAMWS_RATE),
+    OptimizerRecord(
         "lpsgdm",
         LPSGDM,
         "SGD with momentum in an lp norm; keeps one buffer per parameter",
         {**_AT_ADAMWS_RATE, "momentum": 0.6},
     ),
-}
-"""One record per optimizer, by the name that `--optim` takes."""
-
-OPTIMIZERS.update(
-    {
-        f"{name}_layerwise": replace(
-            record,
-            name=f"{name}_layerwise",
-            description=f"{name}, updated in the backward pass, with each gradient freed at once",
-            ordinary=name,
-        )
-        for name, record in OPTIMIZERS.items()
-    }
 )
+_BACKWARD = "{}, updated in the backward pass, with each gradient freed at once"
+_LAYERWISE = (
+    replace(one, name=f"{one.name}_layerwise", description=_BACKWARD.format(one.name), ordinary=one.name)
+    for one in _ORDINARY
+)
+
+OPTIMIZERS: dict[str, OptimizerRecord] = {record.name: record for record in (*_ORDINARY, *_LAYERWISE)}
+"""One record per optimizer, by the name that `--optim` takes."""

@@ -1,4 +1,4 @@
-"""The integration with transformers' Trainer: registration, `optim_args`, and the callback."""
+"""The integration with transformers' Trainer: registration, `optim_args` and the callback."""
 
 from ..optim import OPTIMIZERS
 from .optim_args import OptimArgs, validate_optim_args

@@ -12,16 +12,11 @@ logger = logging.getLogger(__name__)
 
 
 def fit_deepspeed_config(args: TrainingArguments) -> None:
-    """Check the DeepSpeed config of these arguments, if there is one, and keep the optimizer where it offloads.
-
-    Raises:
-        ValueError: the config would train with another optimizer; says what to change.
-    """
+    """Fail where a DeepSpeed config would train with another optimizer, and keep ours where it offloads."""
     plugin = getattr(args, "deepspeed_plugin", None)
     if plugin is None:
         return
-    config = plugin.deepspeed_config
-    optim = name_of(args.optim)
+    config, optim = plugin.deepspeed_config, name_of(args.optim)
     if "optimizer" in config:
         kind = config["optimizer"].get("type", "an optimizer")
         raise ValueError(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import importlib.abc
-import importlib.machinery
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -16,7 +17,8 @@ from ..optim import OPTIMIZERS
 from .optim_args import optimizer_class_and_kwargs
 
 _TRAINER = "transformers.trainer"
-_NEEDS = "hf_lpsgd needs transformers>=5.2,<6"
+_SUITABLE = "transformers>=5.2,<6"
+_NEEDS = f"hf_lpsgd needs {_SUITABLE}"
 
 
 def register() -> None:
@@ -29,7 +31,7 @@ def register() -> None:
         ImportError: transformers is missing, or lacks what this needs; says which and what to install.
     """
     if find_spec("transformers") is None:
-        raise ImportError(f"{_NEEDS}, which is not installed: pip install 'transformers>=5.2,<6'")
+        raise ImportError(f"{_NEEDS}, which is not installed: pip install '{_SUITABLE}'", name="transformers")
     import transformers
     from transformers import training_args
 
@@ -38,7 +40,7 @@ def register() -> None:
     except ImportError:
         raise ImportError(
             f"{_NEEDS}, and {transformers.__version__} is installed, which has no "
-            "transformers.trainer_optimizer._OPTIMIZER_HANDLERS: pip install 'transformers>=5.2,<6'"
+            f"transformers.trainer_optimizer._OPTIMIZER_HANDLERS: pip install '{_SUITABLE}'"
         ) from None
     from aenum import extend_enum
 
@@ -54,7 +56,7 @@ def register() -> None:
         _add_callback(importlib.import_module(_TRAINER))
     elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
         # Importing the Trainer takes seconds, too long for a script that does not use it.
-        sys.meta_path.insert(0, _AfterImport(_TRAINER, _add_callback))
+        sys.meta_path.insert(0, _AfterImport())
 
 
 def _registered_member(name: str) -> Any:
@@ -67,8 +69,7 @@ def _registered_member(name: str) -> Any:
 def _handler(context: Any) -> tuple[Any, dict[str, Any]]:
     from .callback import LpScheduleCallback
 
-    trainer = sys.modules.get(_TRAINER)
-    if trainer is not None and LpScheduleCallback not in getattr(trainer, "DEFAULT_CALLBACKS", ()):
+    if LpScheduleCallback not in getattr(sys.modules.get(_TRAINER), "DEFAULT_CALLBACKS", [LpScheduleCallback]):
         raise ValueError(
             "The Trainer does not have the callback of hf_lpsgd, so p would not be annealed. Perhaps "
             "transformers.trainer was reloaded, or hf_lpsgd was imported during its import. Call "
@@ -87,47 +88,25 @@ def _add_callback(trainer_module: ModuleType) -> None:
         callbacks.append(LpScheduleCallback)
 
 
-class _AfterImport(importlib.abc.MetaPathFinder):
-    """Calls `then(module)` right after the module `name` is imported for the first time."""
-
-    def __init__(self, name: str, then: Callable[[ModuleType], None]) -> None:
-        self.name = name
-        self.then = then
+class _AfterImport(MetaPathFinder):
+    """Adds the callback as soon as transformers.trainer is imported for the first time."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != self.name:
+    ) -> ModuleSpec | None:
+        if fullname != _TRAINER:
             return None
-        for finder in sys.meta_path:
-            spec = None if finder is self else finder.find_spec(fullname, path, target)
-            if spec is not None and spec.loader is not None:
-                spec.loader = _ThenLoader(spec.loader, self._finish)
-                return spec
-        return None
+        others = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next(filter(None, others), None)
+        if spec is not None and spec.loader is not None:
+            spec.loader.exec_module = partial(self._execute, spec.loader.exec_module)  # type: ignore[method-assign]
+        return spec
 
-    def _finish(self, module: ModuleType) -> None:
+    def _execute(self, execute: Callable[[ModuleType], None], module: ModuleType) -> None:
+        execute(module)
         if self in sys.meta_path:
             sys.meta_path.remove(self)
         try:
-            self.then(module)
+            _add_callback(module)
         except ImportError as error:
             warn_user(f"hf_lpsgd did not register with the Trainer: {error}")
-
-
-class _ThenLoader(importlib.abc.Loader):
-    def __init__(self, loader: importlib.abc.Loader, then: Callable[[ModuleType], None]) -> None:
-        self.loader = loader
-        self.then = then
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.loader, name)
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        return self.loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        assert module.__spec__ is not None
-        module.__spec__.loader = module.__loader__ = self.loader
-        self.loader.exec_module(module)
-        self.then(module)

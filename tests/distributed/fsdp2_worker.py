@@ -20,7 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
-from hf_lpsgd.optim import LPSGD, LPSGDM
+from hf_lpsgd.optim import LPSGD, LPSGDM, measurement
 from hf_lpsgd.schedules import tie_p_schedule
 
 STEPS, HALF, P_MAX, BATCH, LENGTH, TOKENS = 8, 3, 20.0, 12, 5, 11
@@ -40,6 +40,7 @@ CASES = [
     for name, implementation, dtype in itertools.product(OPTIMIZERS, IMPLEMENTATIONS, (torch.float32, torch.float64))
     if implementation != "bfloat16 momentum" or (name, dtype) == ("lpsgdm", torch.float32)
 ]
+measurement.FEWEST_UPDATES = MEASURED_UPDATES
 RESUMED = [case for case in CASES if case[2] is torch.float32]
 HYBRID = ("lpsgdm", "measuring", torch.float32)
 
@@ -96,7 +97,6 @@ class Run:
         )
         self.scheduler = torch.optim.lr_scheduler.LinearLR(self.optimizer, 1.0, 0.1, STEPS)
         tie_p_schedule(self.optimizer, self.scheduler, "cosine", num_training_steps=STEPS)
-        self.optimizer._measurement.updates_wanted = MEASURED_UPDATES
         self.ps = []
 
     def train(self, start, stop):

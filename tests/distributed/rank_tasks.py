@@ -17,8 +17,9 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments, ViTConfig, ViTForImageClassification
 
 from hf_lpsgd import LPSGDM, tie_p_schedule
+from hf_lpsgd.optim.measurement import reference_size
 
-CLASSES = 4
+CLASSES = 3  # so that the partitions of two processes are padded
 DEFAULTS = {
     "optim": "lpsgdm",
     "optim_args": "p_max=20",
@@ -139,6 +140,7 @@ def engine_facts(trainer):
         "world_size": torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1,
         "zero_stage": engine.zero_optimization_stage() if is_deepspeed else None,
         "offload": engine.zero_cpu_offload() if is_deepspeed else None,
+        "padding": sum(optimizer.partitions.padding.values()) if optimizer.partitions is not None else None,
         "clipping": engine.gradient_clipping() if is_deepspeed else None,
         "optimizer": type(optimizer).__name__,
         "scheduler": type(getattr(trainer.lr_scheduler, "scheduler", trainer.lr_scheduler)).__name__,
@@ -191,6 +193,44 @@ def step_with_zero_redundancy_optimizer(spec, folder):
     if torch.distributed.get_rank() == 0:
         (folder / "result.json").write_text(json.dumps(result))
         torch.save(weights, folder / "weights.pt")
+
+
+def train_models_of_their_own(spec, folder):
+    """Train another model in each rank, the more steps the higher its number; alone, be the rank `spec["rank"]`."""
+    rank = spec["rank"] if "rank" in spec else torch.distributed.get_rank()
+    torch.manual_seed(rank)
+    model = torch.nn.Linear(4, 3)
+    optimizer = LPSGDM(model.parameters(), lr=0.01, grad_rms="auto")
+    for _ in range(25 + 5 * rank):
+        (model(torch.randn(8, 4)).square().mean() * 100.0**rank).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    torch.save({"size": optimizer.param_groups[0]["grad_rms"], "weight": model.weight.detach()}, folder / f"{rank}.pt")
+
+
+def measure_with_fsdp1(spec, folder):
+    """Write what is measured with FSDP1, whose shards are no DTensors, and by the whole model with the whole batch."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    rank, result = torch.distributed.get_rank(), {}
+    for name in ("whole", "sharded"):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1))
+        if name == "sharded":
+            model = FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
+        optimizer = LPSGDM(model.parameters(), lr=0.01, grad_rms="auto")
+        tie_p_schedule(optimizer, torch.optim.lr_scheduler.LinearLR(optimizer), "constant")
+        sizes = []
+        for step in range(25):
+            batch = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+            model(batch if name == "whole" else batch.chunk(2)[rank]).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            sizes.append(reference_size(optimizer.param_groups[0]))
+        elements = sum(param.numel() for param in model.parameters())
+        result[name] = {"engine": type(model).__name__, "elements": elements, "sizes": sizes}
+    if rank == 0:
+        (folder / "result.json").write_text(json.dumps(result))
 
 
 def run_script(spec, folder):

@@ -3,9 +3,10 @@
 import json
 
 import pytest
+import torch
 from versions import resumes_processes_on_a_cpu
 
-from hf_lpsgd.optim.grad_rms import FEWEST_UPDATES
+from hf_lpsgd.optim.measurement import FEWEST_UPDATES
 
 ZERO = ["deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"]
 STEPS, SAVED, KILLED = 26, 8, 10
@@ -31,15 +32,14 @@ def test_replicas_measure_what_one_process_does_with_their_global_batch(ranks):
 @pytest.mark.parametrize("engine", ZERO)
 def test_zero_measures_what_ddp_does_and_trains_alike(engine, ranks):
     ddp, zero = (ranks.train(name, arguments=SAVING) for name in ("multi_gpu", engine))
+    assert zero.facts["padding"] > 0
     assert sizes(zero) == sizes(ddp)
     assert ddp.is_bit_for_bit(zero)
 
 
 @pytest.mark.parametrize("engine", [pytest.param(engine, marks=exhaustive) for engine in ZERO[:2]] + ZERO[2:])
 def test_with_a_frozen_number_zero_trains_as_ddp_does(engine, ranks):
-    frozen = {
-        "optim_args": f"p_max=20,grad_rms={sizes(ranks.train('multi_gpu', arguments=SAVING))[-1]},saturation=0.1"
-    }
+    frozen = {"optim_args": f"p_max=20,grad_rms={sizes(ranks.train('multi_gpu', arguments=SAVING))[-1]}"}
     ddp, zero = (ranks.train(name, arguments=frozen) for name in ("multi_gpu", engine))
     assert zero.is_bit_for_bit(ddp)
 
@@ -62,3 +62,19 @@ def test_a_run_killed_while_it_measures_goes_on_bit_for_bit(engine, ranks):
     resumed = ranks.train(engine, arguments=SAVING, resume=str(checkpoint))
     assert sizes(resumed) == sizes(straight)
     assert resumed.is_bit_for_bit(straight)
+
+
+def test_processes_that_train_models_of_their_own_exchange_nothing(ranks):
+    together = ranks.run("train_models_of_their_own")
+    for rank in range(2):
+        alone = ranks.run("train_models_of_their_own", 1, rank=rank)
+        own, other = (torch.load(run.folder / f"{rank}.pt") for run in (together, alone))
+        assert own["size"] == other["size"]
+        assert torch.equal(own["weight"], other["weight"])
+
+
+def test_fsdp1_measures_over_its_shards_what_one_process_does(ranks):
+    whole, sharded = (ranks.run("measure_with_fsdp1").facts[name] for name in ("whole", "sharded"))
+    assert sharded["engine"] == "FullyShardedDataParallel"
+    assert sharded["elements"] < whole["elements"]
+    assert sharded["sizes"] == pytest.approx(whole["sizes"], rel=1e-4)

@@ -60,4 +60,4 @@ def test_two_processes_on_a_cpu_that_are_not_told_to_use_it_train_together_or_no
 @knows_fsdp2
 def test_fsdp_that_accelerate_leaves_out_on_a_cpu_is_told_once(run_two):
     _, output = run_two("fsdp2", [*MINIMAL, "--use_cpu", "True"])
-    assert output.count("The launcher asked for FSDP, and this run trains with MULTI_CPU") == 1, output
+    assert output.count("The launcher requested FSDP, and this run trains with MULTI_CPU") == 1, output

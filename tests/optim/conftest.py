@@ -8,8 +8,8 @@ import pytest
 import torch
 from versions import is_before
 
-from hf_lpsgd.optim import functional, kernels
-from hf_lpsgd.optim.kernels import cpu, cuda
+from hf_lpsgd.optim import kernels
+from hf_lpsgd.optim.kernels import choice, cpu, cuda
 
 KERNEL = "triton_kernel"
 
@@ -23,9 +23,14 @@ IMPLEMENTATIONS = {
 }
 
 
-class All:
-    def __contains__(self, item):
+class TrustsAll(dict):
+    """What is known of the kernels, where nothing wrong was found in any of them."""
+
+    def __contains__(self, kind):
         return True
+
+    def __missing__(self, kind):
+        return None
 
 
 @pytest.fixture
@@ -58,8 +63,10 @@ def implement(monkeypatch, load_kernel):
         if name == "triton":
             load_kernel(interpret=True)
             on_cpu = SimpleNamespace(step=cuda.step, supports=cuda.supports, why_unavailable=lambda device: None)
-            monkeypatch.setattr(functional, "FUSED_KERNELS", {"cpu": on_cpu})
-            monkeypatch.setattr(functional, "_proved", All())  # the interpreter rounds bfloat16 otherwise than a GPU
+            monkeypatch.setattr(choice, "FUSED_KERNELS", {"cpu": on_cpu})
+            monkeypatch.setattr(
+                choice, "_found_wrong", TrustsAll()
+            )  # the interpreter rounds bfloat16 otherwise than a GPU
         return IMPLEMENTATIONS[name]
 
     return prepare
@@ -71,13 +78,13 @@ def kernel_calls(monkeypatch):
     calls = []
 
     def recorded(real):
-        def step(triples, hyper):
-            calls.append(len(triples))
-            return real(triples, hyper)
+        def step(tensors, hyper):
+            calls.append(len(tensors.params))
+            return real(tensors, hyper)
 
         return step
 
-    monkeypatch.setattr(functional, "_proved", All())  # or the calls that prove the kernel would be counted
+    monkeypatch.setattr(choice, "_found_wrong", TrustsAll())  # or the calls that prove the kernel would be counted
     for module in (cpu, cuda):
         monkeypatch.setattr(module, "step", recorded(module.step))
     return calls

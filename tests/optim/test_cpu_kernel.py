@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hf_lpsgd.optim import functional
-from hf_lpsgd.optim.kernels import cpu
+from hf_lpsgd.optim.kernels import choice, cpu
 
 
 def test_a_compiled_kernel_that_is_broken_or_of_another_version_is_not_called(implement, monkeypatch, tmp_path):
@@ -19,14 +19,14 @@ def test_a_compiled_kernel_that_is_broken_or_of_another_version_is_not_called(im
         with monkeypatch.context() as patch:
             patch.setattr(cpu, "__file__", str(tmp_path / "cpu.py"))
             cpu._library.cache_clear()
-            assert "cannot be loaded" in functional.why_not_fused(torch.device("cpu"))
+            assert "cannot be loaded" in choice.why_not_fused(torch.device("cpu"))
         with monkeypatch.context() as patch:
             patch.setattr(cpu, "_INTERFACE", -1)
             cpu._library.cache_clear()
-            assert "another version" in functional.why_not_fused(torch.device("cpu"))
+            assert "another version" in choice.why_not_fused(torch.device("cpu"))
     finally:
         cpu._library.cache_clear()
-    assert functional.why_not_fused(torch.device("cpu")) is None
+    assert choice.why_not_fused(torch.device("cpu")) is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="torch brings OpenMP under these names on Linux")

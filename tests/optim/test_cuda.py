@@ -11,6 +11,7 @@ from reference import as_float64, lpsgdm_step
 
 from hf_lpsgd import LPSGD, LPSGDM
 from hf_lpsgd.optim import functional
+from hf_lpsgd.optim.kernels import choice
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -20,7 +21,7 @@ def randn(*shape, seed=0, dtype=torch.float32):
 
 
 def test_fused_can_be_used_and_is_the_default(kernel_calls):
-    assert functional.why_not_fused(torch.device("cuda:0")) is None
+    assert choice.why_not_fused(torch.device("cuda:0")) is None
     kernel_calls.clear()
     params = [randn(1000).requires_grad_(), randn(3, 5).requires_grad_()]
     optimizer = LPSGDM(params)
@@ -41,7 +42,7 @@ def test_every_step_equals_the_reference_while_p_falls_to_2():
     optimizer = LPSGDM(params, lr=1e-2, weight_decay=0.1, fused=True)
     (group,) = optimizer.param_groups
     for step in range(200):
-        group["p"] = 20.0 - 18.0 * step / 199
+        group["p_max"] = 20.0 - 18.0 * step / 199
         before = [as_float64(p) for p in params]
         means = [as_float64(optimizer.state[p].get("momentum_buffer", torch.zeros_like(p))) for p in params]
         for index, param in enumerate(params):
@@ -49,7 +50,7 @@ def test_every_step_equals_the_reference_while_p_falls_to_2():
         optimizer.step()
         for param, theta, mean in zip(params, before, means, strict=True):
             gradient = as_float64(param.grad)
-            expected, _ = lpsgdm_step(theta, mean, gradient, lr=1e-2, p=group["p"], weight_decay=0.1)
+            expected, _ = lpsgdm_step(theta, mean, gradient, lr=1e-2, p=group["p_max"], weight_decay=0.1)
             kept, added = 0.9 * mean, 0.1 * gradient
             good = np.abs(kept + added) >= 1e-2 * (np.abs(kept) + np.abs(added))
             good &= np.abs(expected) >= 0.1 * (np.abs(theta) + np.abs(expected - theta))
@@ -97,7 +98,7 @@ def test_nothing_waits_for_the_device_nor_compiles_when_p_lr_and_addresses_chang
     optimizer = cls(params, lr=torch.tensor(0.1, device="cuda"), fused=True)
 
     def step(number):
-        optimizer.param_groups[0]["p"] = 20.0 - number
+        optimizer.param_groups[0]["p_max"] = 20.0 - number
         optimizer.param_groups[0]["lr"].fill_(0.1 / (1 + number))
         for param in params:
             param.grad = torch.ones_like(param)

@@ -10,7 +10,7 @@ from peak_memory import peak_of
 
 from hf_lpsgd import LPSGD, LPSGDM
 from hf_lpsgd.optim import functional
-from hf_lpsgd.optim.kernels import cpu, torch_ops
+from hf_lpsgd.optim.kernels import choice, cpu, torch_ops
 
 # Each but the first is compared with it.
 IMPLEMENTATIONS = ["single", "foreach", "fused", "triton"]
@@ -51,7 +51,7 @@ def set_gradients(params, step):
 
 def run(params, optimizer, steps, first=0):
     for step in range(first, first + steps):
-        optimizer.param_groups[0]["p"] = 20.0 - 18.0 * step / 19
+        optimizer.param_groups[0]["p_max"] = 20.0 - 18.0 * step / 19
         optimizer.param_groups[0]["lr"] = 1e-2 * (1 + step % 4)
         set_gradients(params, step)
         optimizer.step()
@@ -150,7 +150,7 @@ def test_fused_parameters_left_on_the_meta_device_are_refused_at_the_step():
 def test_numbers_of_other_kinds_that_a_scheduler_may_set_step_as_floats_do(lr, implementation, implement):
     param = torch.ones(3, requires_grad=True)
     optimizer = LPSGDM([param], p_max=2, momentum=0, **implement(implementation))
-    optimizer.param_groups[0].update(lr=lr, momentum=0, weight_decay=1, p=np.float64(2.0))
+    optimizer.param_groups[0].update(lr=lr, momentum=0, weight_decay=1, p_max=np.float64(2.0))
     param.grad = torch.ones(3)
     optimizer.step()
     torch.testing.assert_close(param.detach(), torch.full((3,), 0.8))
@@ -190,10 +190,11 @@ def test_fused_where_the_kernel_was_not_compiled_is_refused_in_one_line_with_wha
 def test_fused_on_a_device_without_it_is_refused_when_built_and_before_a_step_changes_anything(cls, monkeypatch):
     params = [torch.ones(2, requires_grad=True) for _ in range(2)]
     optimizer = cls([{"params": params[:1]}, {"params": params[1:]}])
-    optimizer.param_groups[1]["fused"] = True
+    for group in optimizer.param_groups:
+        group["fused"] = True
     for param in params:
         param.grad = torch.ones(2)
-    monkeypatch.setattr(functional, "FUSED_KERNELS", {})
+    monkeypatch.setattr(choice, "FUSED_KERNELS", {})
     with pytest.raises(ValueError, match=r"Invalid fused: True.*there is none for the device cpu"):
         optimizer.step()
     assert all(torch.equal(param, torch.ones(2)) for param in params)
@@ -292,7 +293,7 @@ def test_what_a_step_allocates_is_bounded_whatever_the_size_of_the_tensors(optio
         peaks.append(peak_of(optimizer.step, param.device))
     assert max(peaks) <= 8 * 2**20
     assert peaks[2] <= peaks[1] * 1.1 + 2**16
-    if not options and not strided and functional.why_not_fused(param.device) is None:
+    if not options and not strided and choice.why_not_fused(param.device) is None:
         assert peaks[2] == 0
     else:
         assert peaks[2] >= 4 * torch_ops._CPU_BLOCK  # the measurement sees what is there

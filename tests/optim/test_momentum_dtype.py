@@ -4,7 +4,6 @@ import copy
 import io
 import pickle
 
-import numpy as np
 import pytest
 import torch
 
@@ -100,7 +99,7 @@ def test_a_state_of_another_momentum_dtype_is_loaded_as_it_is_and_told():
     params, optimizer = make(torch.bfloat16)
     steps(params, optimizer)
     twins, other = make(torch.bfloat16, momentum_dtype="float32")
-    with pytest.warns(UserWarning, match="momentum_dtype is None, not float32 as asked for"):
+    with pytest.warns(UserWarning, match="momentum_dtype is None, not float32 as requested"):
         other.load_state_dict(optimizer.state_dict())
     assert dtypes(twins, other) == {torch.bfloat16}
     other.param_groups[0]["momentum_dtype"] = "float32"  # what the warning says to do
@@ -143,20 +142,12 @@ def test_hooks_of_load_state_dict_have_the_last_word():
     assert all(not other.state[twin]["momentum_buffer"].any() for twin in twins)
 
 
-def test_what_is_written_into_a_group_later_is_taken_as_in_the_constructor():
+def test_what_is_written_into_a_group_later_takes_effect():
     params, optimizer = make(torch.bfloat16)
-    optimizer.param_groups[0]["momentum_dtype"] = torch.float32
-    optimizer.param_groups[0]["rounding"] = "stochastic"
-    optimizer.param_groups[0]["rounding_seed"] = np.int64(3)
+    steps(params, optimizer)
+    optimizer.param_groups[0]["momentum_dtype"] = "float32"
     steps(params, optimizer)
     assert dtypes(params, optimizer) == {torch.float32}
-    assert optimizer.param_groups[0]["momentum_dtype"] == "float32"
-    for name, value in (("rounding_seed", torch.tensor(4)), ("rounding", torch.tensor(1)), ("momentum_dtype", 1)):
-        before = optimizer.param_groups[0][name]
-        optimizer.param_groups[0][name] = value
-        with pytest.raises(ValueError, match=f"Invalid {name} in a param group"):
-            steps(params, optimizer)
-        optimizer.param_groups[0][name] = before
 
 
 def test_a_pickle_of_a_version_without_it_takes_new_groups():

@@ -103,8 +103,8 @@ def test_each_param_group_has_options_of_its_own(cls):
         {"params": [params[1]], "lr": 0.5, "p_max": 3, "weight_decay": 0.1, "eps": 1e-4, "maximize": True},
     ]
     optimizer = cls(groups, lr=0.1, p_max=20)
-    optimizer.add_param_group({"params": [params[2]], "p_max": 2, "p": 4.0})
-    assert [group["p_max"] for group in optimizer.param_groups] == [20.0, 3.0, 2.0]
+    optimizer.add_param_group({"params": [params[2]], "p_max": 4})
+    assert [group["p_max"] for group in optimizer.param_groups] == [20.0, 3.0, 4.0]
     assert [group["p"] for group in optimizer.param_groups] == [20.0, 3.0, 4.0]
     gradient = torch.tensor([1e-3, -2.0, 0.5])
     for param in params:

@@ -9,14 +9,17 @@ import torch
 from versions import compiles_around_a_named_tuple
 
 from hf_lpsgd import LPSGD, LPSGDM
-from hf_lpsgd.optim.kernels.rounding import StochasticRounding, key_of_parameter, random_numbers, rounded
+from hf_lpsgd.optim.kernels.choice import update
+from hf_lpsgd.optim.kernels.hyperparameters import hyperparameters
+from hf_lpsgd.optim.kernels.rounding import key_of_parameter, key_of_step, random_numbers, rounded
+from hf_lpsgd.optim.kernels.tensors import Tensors
 
 DRAWS = 1_000_000
 LOW_PRECISION = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 
 
 def draw(count, seed=0, step=0, number=0):
-    key = key_of_parameter(StochasticRounding(seed, step).key, number)
+    key = key_of_parameter(key_of_step(seed, step), number)
     return random_numbers(key, torch.arange(count, dtype=torch.int32))
 
 
@@ -106,6 +109,24 @@ def test_every_implementation_rounds_alike_to_the_bit(dtype, name, implement, ke
         assert torch.equal(one, other)
     other_seed = train(LPSGDM, params, grads, momentum=0.5, rounding_seed=4, **implement(name))
     assert not torch.equal(found[0][1], other_seed[0][1])
+
+
+@LOW_PRECISION
+@pytest.mark.parametrize("name", ["single", "fused", "triton"])
+def test_values_of_every_size_and_those_that_are_no_numbers_are_rounded_as_by_the_formula(dtype, name, implement):
+    """Also those far above the subnormal numbers, whose distance from zero in units of these no int32 holds."""
+    sizes = torch.cat(
+        [torch.tensor([0.0, 6e-8, 2.0**-14, 65519.9, 65520.0, 3.4e38]), 10.0 ** torch.linspace(-44, 38, 999)]
+    )
+    values = torch.cat([sizes, -sizes, torch.tensor([torch.inf, -torch.inf, torch.nan])])
+    values = torch.where(values.abs() < torch.finfo(torch.float32).tiny, 0.0 * values, values)
+    param = torch.zeros(len(values), dtype=dtype)
+    key = key_of_step(3, 0)
+    hyper = hyperparameters(lr=1.0, p=2.0, eps=0.0, weight_decay=0.0, rounding=key)
+    update(Tensors([param], [-values], None, [7]), hyper, **{"foreach": None, "fused": None, **implement(name)})
+    places = torch.arange(len(values), dtype=torch.int32)
+    expected = rounded(values, random_numbers(key_of_parameter(key, 7), places), dtype)
+    torch.testing.assert_close(param, expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", ["single", "fused", "triton"])

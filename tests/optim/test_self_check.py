@@ -9,8 +9,7 @@ import torch
 
 from hf_lpsgd import LPSGD, LPSGDM
 from hf_lpsgd.environment import describe_environment
-from hf_lpsgd.optim import functional
-from hf_lpsgd.optim.kernels import cpu, cuda, self_check, torch_ops
+from hf_lpsgd.optim.kernels import choice, cpu, cuda, self_check, torch_ops
 
 CPU = torch.device("cpu")
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -26,81 +25,78 @@ IN_USE = [
 ]
 
 
-def torch_step(triples, hyper):
-    torch_ops.step(triples, hyper, foreach=True)
+def torch_step(tensors, hyper):
+    torch_ops.step(tensors, hyper, foreach=True)
     return True
 
 
-def wrong_exponent(triples, hyper):
-    return torch_step(triples, hyper._replace(rho=hyper.rho * 1.001))
+def wrong_exponent(tensors, hyper):
+    return torch_step(tensors, hyper._replace(rho=hyper.rho * 1.001))
 
 
-def shortened(triples, length):
+def shortened(tensors, length):
     """The first `length(size)` elements of tensors of `size` elements."""
 
-    def cut(tensor):
-        return None if tensor is None else tensor[: length(len(tensor))]
+    def cut(column):
+        return None if column is None else [tensor[: length(len(tensor))] for tensor in column]
 
-    return [
-        triple._replace(param=cut(triple.param), grad=cut(triple.grad), buffer=cut(triple.buffer))
-        for triple in triples
-    ]
+    return tensors._replace(params=cut(tensors.params), grads=cut(tensors.grads), buffers=cut(tensors.buffers))
 
 
-def skipped_tail(triples, hyper):
-    return torch_step(shortened(triples, lambda size: max(size // 16 * 16, 1)), hyper)
+def skipped_tail(tensors, hyper):
+    return torch_step(shortened(tensors, lambda size: max(size // 16 * 16, 1)), hyper)
 
 
-def rounding_towards_zero(triples, hyper):
-    exact = [triple._replace(param=triple.param.float()) for triple in triples]
+def rounding_towards_zero(tensors, hyper):
+    exact = tensors._replace(params=[param.float() for param in tensors.params])
     torch_step(exact, hyper)
-    for triple, twin in zip(triples, exact, strict=True):
-        if triple.param.dtype == BF16:
-            triple.param.copy_((twin.param.view(torch.int32) & -65536).view(F32))
+    for param, twin in zip(tensors.params, exact.params, strict=True):
+        if param.dtype == BF16:
+            param.copy_((twin.view(torch.int32) & -65536).view(F32))
         else:
-            triple.param.copy_(twin.param)
+            param.copy_(twin)
     return True
 
 
-def no_momentum(triples, hyper):
-    return torch_step([triple._replace(buffer=None) for triple in triples], hyper)
+def no_momentum(tensors, hyper):
+    return torch_step(tensors._replace(buffers=None), hyper)
 
 
-def no_decay(triples, hyper):
-    return torch_step(triples, hyper._replace(weight_decay=0.0))
+def no_decay(tensors, hyper):
+    return torch_step(tensors, hyper._replace(weight_decay=0.0))
 
 
-def no_bound(triples, hyper):
-    return torch_step(triples, hyper._replace(bound=float("inf")))
+def no_bound(tensors, hyper):
+    return torch_step(tensors, hyper._replace(bound=float("inf")))
 
 
-def nearest_always(triples, hyper):
-    return torch_step(triples, hyper._replace(rounding=None))
+def nearest_always(tensors, hyper):
+    return torch_step(tensors, hyper._replace(rounding=None))
 
 
-def other_random_numbers(triples, hyper):
-    return torch_step([triple._replace(number=triple.number + 1) for triple in triples], hyper)
+def other_random_numbers(tensors, hyper):
+    return torch_step(tensors._replace(numbers=[number + 1 for number in tensors.numbers]), hyper)
 
 
-def raising(triples, hyper):
+def raising(tensors, hyper):
     raise RuntimeError("no such instruction")
 
 
-def not_made(triples, hyper):
+def not_made(tensors, hyper):
     return False
 
 
-def not_a_number(triples, hyper):
-    torch_step(triples, hyper)
-    triples[1].param[7] = float("nan")
+def not_a_number(tensors, hyper):
+    torch_step(tensors, hyper)
+    tensors.params[1][7] = float("nan")
     return True
 
 
 def leaving_out(is_left_out):
-    """A kernel that makes no step where `is_left_out(triples, hyper)`."""
+    """A kernel that makes no step where `is_left_out(tensors, hyper)`."""
 
-    def step(triples, hyper):
-        return is_left_out(triples, hyper) or torch_step(triples, hyper)
+    def step(tensors, hyper):
+        return is_left_out(tensors, hyper) or torch_step(tensors, hyper)
 
     return step
 
@@ -108,8 +104,8 @@ def leaving_out(is_left_out):
 def only_the_first(most):
     """A kernel that updates the first `most` elements of a tensor alone."""
 
-    def step(triples, hyper):
-        return torch_step(shortened(triples, lambda size: most), hyper)
+    def step(tensors, hyper):
+        return torch_step(shortened(tensors, lambda size: most), hyper)
 
     return step
 
@@ -147,16 +143,16 @@ def test_a_broken_kernel_is_found_out(step, dtypes, said):
 
 
 WITHOUT_ONE_BRANCH = {
-    "without a sum of squares": leaving_out(lambda triples, hyper: hyper.squares is None),
-    "with a sum of squares": leaving_out(lambda triples, hyper: hyper.squares is not None),
-    "p = 2": leaving_out(lambda triples, hyper: hyper.rho == 0 and hyper.momentum >= 0.5),
-    "p = 2 and little momentum": leaving_out(lambda triples, hyper: hyper.rho == 0 and hyper.momentum < 0.5),
-    "little momentum": leaving_out(lambda triples, hyper: hyper.rho > 0 and hyper.momentum < 0.5),
-    "a learning rate in a tensor": leaving_out(lambda triples, hyper: isinstance(hyper.lr, torch.Tensor)),
+    "without a sum of squares": leaving_out(lambda tensors, hyper: hyper.squares is None),
+    "with a sum of squares": leaving_out(lambda tensors, hyper: hyper.squares is not None),
+    "p = 2": leaving_out(lambda tensors, hyper: hyper.rho == 0 and hyper.grad_weight <= 0.5),
+    "p = 2 and little momentum": leaving_out(lambda tensors, hyper: hyper.rho == 0 and hyper.grad_weight > 0.5),
+    "little momentum": leaving_out(lambda tensors, hyper: hyper.rho > 0 and hyper.grad_weight > 0.5),
+    "a learning rate in a tensor": leaving_out(lambda tensors, hyper: isinstance(hyper.lr, torch.Tensor)),
     "the second block": only_the_first(1024),
     "the tail": only_the_first(2048),
     "the second thread": only_the_first(32768),
-    "aligned tensors": leaving_out(lambda triples, hyper: all(t.param.data_ptr() % 16 == 0 for t in triples)),
+    "aligned tensors": leaving_out(lambda tensors, hyper: all(t.data_ptr() % 16 == 0 for t in tensors.params)),
 }
 
 
@@ -172,11 +168,11 @@ def test_the_cuda_kernel_as_interpreted_on_a_cpu_passes_and_every_branch_of_it_i
     branches = set()
     real = cuda.step
 
-    def step(triples, hyper):
-        for triple in triples:
-            size, is_aligned = triple.param.numel(), triple.param.data_ptr() % 16 == 0
+    def step(tensors, hyper):
+        for param in tensors.params:
+            size, is_aligned = param.numel(), param.data_ptr() % 16 == 0
             branches.add((size >= kernel.BLOCK and is_aligned, hyper.squares is None, hyper.rounding is None))
-        return real(triples, hyper)
+        return real(tensors, hyper)
 
     assert self_check.why_wrong(step, CPU, dtypes) is None
     assert {(True, True, True), (True, False, True), (True, False, False), (False, False, True)} <= branches
@@ -187,8 +183,7 @@ def broken(monkeypatch):
     """The CPU kernel with a wrong exponent, and nothing known of it yet."""
     if cpu.instructions() is None:
         pytest.skip("hf_lpsgd was installed without its CPU kernel")
-    monkeypatch.setattr(functional, "_proved", set())
-    monkeypatch.setattr(functional, "_found_wrong", {})
+    monkeypatch.setattr(choice, "_found_wrong", {})
     monkeypatch.setattr(cpu, "step", wrong_exponent)
 
 
@@ -234,8 +229,7 @@ def test_the_diagnosis_tries_no_dtype_that_the_kernel_does_not_take(broken, monk
 def test_a_kernel_is_proved_once_for_each_kind_of_tensors(monkeypatch):
     if cpu.instructions() is None:
         pytest.skip("hf_lpsgd was installed without its CPU kernel")
-    monkeypatch.setattr(functional, "_proved", set())
-    monkeypatch.setattr(functional, "_found_wrong", {})
+    monkeypatch.setattr(choice, "_found_wrong", {})
     proved = []
     real = self_check.why_wrong
     monkeypatch.setattr(self_check, "why_wrong", lambda *args: proved.append(args[2]) or real(*args))

@@ -8,6 +8,8 @@ from reference import as_float64, lpsgd_step, lpsgdm_step, paper_p
 from hf_lpsgd import LPSGD, LPSGDM
 from hf_lpsgd.optim import functional
 from hf_lpsgd.optim.kernels import torch_ops
+from hf_lpsgd.optim.kernels.hyperparameters import Hyperparameters
+from hf_lpsgd.optim.kernels.tensors import SumOfSquares, Tensors
 
 STEPS = 200
 EVERY_IMPLEMENTATION = pytest.mark.parametrize("implementation", ["default", "single", "foreach", "fused", "triton"])
@@ -58,8 +60,8 @@ def test_every_step_equals_the_reference_while_p_falls_to_2(cls, p_max, weight_d
     ps, compared = [], 0
     steps = STEPS // 5 if implementation == "triton" else STEPS  # its interpreter is slow
     for step in range(steps):
-        group["p"] = paper_p(p_max, step + 1, steps)
-        ps.append(group["p"])
+        group["p_max"] = paper_p(p_max, step + 1, steps)
+        ps.append(group["p_max"])
         before = [as_float64(p) for p in params]
         means = [as_float64(optimizer.state[p].get("momentum_buffer", torch.zeros_like(p))) for p in params]
         for param, grad in zip(params, gradients_like(params, step), strict=True):
@@ -67,7 +69,7 @@ def test_every_step_equals_the_reference_while_p_falls_to_2(cls, p_max, weight_d
         optimizer.step()
         for param, theta, mean in zip(params, before, means, strict=True):
             gradient = as_float64(param.grad)
-            settings = {"lr": 1e-2, "p": group["p"], "weight_decay": weight_decay}
+            settings = {"lr": 1e-2, "p": ps[-1], "weight_decay": weight_decay}
             well_conditioned = np.ones(theta.shape, dtype=bool)
             if cls is LPSGDM:
                 kept, added = 0.9 * mean, 0.1 * gradient
@@ -170,3 +172,30 @@ def test_a_very_large_p_approaches_the_sign_step(implementation, implement):
     param = torch.zeros(1000)
     functional.lpsgd([param], [gradient], lr=1.0, p=1e6, eps=1e-8, weight_decay=0.0, **implement(implementation))
     torch.testing.assert_close(param, -gradient.sign(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kinds", "dtype"), [(("cpu", "cuda"), torch.float64), (("cuda",), torch.float32)])
+@pytest.mark.parametrize("foreach", [False, True])
+def test_squares_are_summed_in_float64_but_on_devices_that_lack_it(kinds, dtype, foreach, monkeypatch):
+    monkeypatch.setattr(torch_ops, "_HAVE_FLOAT64", kinds)
+    used = []
+    real = torch.linalg.vector_norm
+    monkeypatch.setattr(torch.linalg, "vector_norm", lambda mean, dtype: used.append(dtype) or real(mean, dtype=dtype))
+    squares = SumOfSquares()
+    tensors = Tensors([torch.ones(3), torch.ones(2)], [torch.full((3,), 2.0), torch.full((2,), 3.0)], None, range(2))
+    torch_ops.step(tensors, Hyperparameters(0.1, squares=squares), foreach=foreach)
+    assert used == [dtype, dtype]
+    assert squares.total() == pytest.approx(30.0, rel=1e-6)
+    assert squares.count == 5
+
+
+def test_what_was_measured_is_read_once_from_a_device(monkeypatch):
+    squares = SumOfSquares()
+    for number in range(1, 4):
+        squares.add(torch.tensor(float(number)), 1)
+    squares.add(0.5, 2)
+    read = []
+    real = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: read.append(tensor.shape) or real(tensor))
+    assert (squares.total(), squares.count) == (6.5, 5)
+    assert read == [(3,)]

@@ -101,7 +101,7 @@ def test_what_is_measured_costs_one_number_per_block_and_no_other_access_of_memo
 
 def test_the_table_tells_where_each_tensor_and_its_blocks_are_and_whether_16_bytes_can_be_moved_at_a_time():
     with torch.device("meta"):  # a default device must not matter
-        table = cuda._table((16, 32, 48, 64, 80, 100, 160, 176, 0), (2049, 5, 1024), (0, 2, 7), 1024)
+        table = cuda._table(((16, 64, 160), (32, 80, 176), (48, 100, 0), (2049, 5, 1024), (0, 2, 7)), 1024)
         tensor_of_block = cuda._tensor_of_block((2049, 5, 1024), 1024)
     assert table.tolist() == [
         [16, 32, 48, 2049, 0, 1, 0],
@@ -117,15 +117,16 @@ def test_tables_are_kept_while_they_fit_and_never_made_in_a_capture(monkeypatch)
     uploads = cuda._Uploads()
     kept = []
     uploads.of_graphs = SimpleNamespace(add=kept.append)
-    first = [uploads.get(key, lambda: 1000, None, False) for key in range(200)]
-    again = [uploads.get(key, lambda: 1000, None, False) for key in range(200)]
+    size = uploads.least_bytes
+    first = [uploads.get(key, lambda: size, None, False) for key in range(200)]
+    again = [uploads.get(key, lambda: size, None, False) for key in range(200)]
     assert all(one is other for one, other in zip(first, again, strict=True))
     assert uploads.get("new", lambda: 1, None, True) is None
     assert uploads.get(7, lambda: 1, None, True) is first[7]
     assert kept == [first[7]]
-    uploads.most = 150
-    uploads.get("one more", lambda: 1, None, False)
+    uploads.most_bytes = 150 * size
+    uploads.get("one more", lambda: 1, None, False)  # which counts as much
     assert len(uploads.latest) == 150
-    uploads.get("large", lambda: uploads.most_bytes - 500, None, False)
+    uploads.get("large", lambda: 149 * size - 1, None, False)
     assert list(uploads.latest) == ["one more", "large"]
-    assert uploads.bytes == uploads.most_bytes - 499
+    assert uploads.bytes == 150 * size - 1

@@ -14,7 +14,7 @@ from transformers.training_args import OptimizerNames
 import hf_lpsgd
 from hf_lpsgd.optim import OPTIMIZERS, OptimizerRecord
 from hf_lpsgd.optim.base import LpOptimizer
-from hf_lpsgd.optim.options import EPS, FOREACH, FUSED, LR, MAXIMIZE, P_MAX, WEIGHT_DECAY, Number
+from hf_lpsgd.optim.options import EPS, FOREACH, FUSED, LR, MAXIMIZE, P_MAX, WEIGHT_DECAY, Option
 from hf_lpsgd.schedules import P_SCHEDULES, PScheduleRecord
 from hf_lpsgd.trainer import OptimArgs, register
 
@@ -22,16 +22,17 @@ from hf_lpsgd.trainer import OptimArgs, register
 class Toy(LpOptimizer):
     """Steps by +lr * (p + tau), whatever the gradient."""
 
-    options = (LR, P_MAX, Number("tau", "added to p", below=10.0), EPS, WEIGHT_DECAY, MAXIMIZE, FOREACH, FUSED)
+    tau = Option("tau", "added to p", low=0.0, below=10.0)
+    options = (LR, P_MAX, tau, EPS, WEIGHT_DECAY, MAXIMIZE, FOREACH, FUSED)
 
     def __init__(self, params, lr=1e-3, p_max=4.0, tau=1.0, eps=0.0, weight_decay=0.0, *, maximize=False, foreach=None,
                  fused=None):
         super().__init__(params, lr=lr, p_max=p_max, tau=tau, eps=eps, weight_decay=weight_decay, maximize=maximize,
                          foreach=foreach, fused=fused)
 
-    def _update_group(self, params, grads, *, lr, p, tau, **hyper):
-        for param in params:
-            param.add_(lr * (p + tau))
+    def make_step(self, call, hyper, numbers):
+        for param in call.params:
+            param.add_(hyper.lr * (call.group["p"] + call.group["tau"]))
 
 
 OPTIMIZERS["toy"] = OptimizerRecord("toy", Toy, "a toy")
@@ -62,7 +63,7 @@ FLAGS = "--optim toy --learning_rate 0.125 --max_steps 5 --logging_steps 1 --lr_
 FLAGS += " --save_strategy no --report_to none --disable_tqdm true"
 
 
-def test_a_toy_optimizer_and_a_toy_schedule_train_by_name_and_their_mistakes_are_told(tmp_path):
+def test_a_toy_optimizer_and_a_toy_schedule_train_by_name_and_a_mistake_is_refused(tmp_path):
     (tmp_path / "train.py").write_text(SCRIPT)
     command = [sys.executable, "train.py", *FLAGS.split(), "--optim_args", "p_max=6,tau=2,p_schedule=square"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)

@@ -5,7 +5,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
 
 from hf_lpsgd import LPSGDM, step_in_backward, tie_p_schedule
-from hf_lpsgd.schedules import unwrap_optimizer
+from hf_lpsgd.wrappers import unwrap_optimizer
 
 RUN = {
     "max_steps": 14,
@@ -71,7 +71,7 @@ def test_it_trains_and_logs_what_the_ordinary_step_does_to_the_bit(name, optim_a
     wte = "transformer.wte.weight"
     assert not torch.equal(layerwise[wte], make_model().transformer.wte.weight)
     assert all(param.grad is None for param in trainers[1].model.parameters())
-    assert unwrap_optimizer(trainers[1].optimizer)._in_backward is None  # it is over
+    assert unwrap_optimizer(trainers[1].optimizer).backward_step is None  # it is over
 
 
 @pytest.mark.parametrize("resumed_by", ["lpsgdm_layerwise", "lpsgdm"])
@@ -134,7 +134,7 @@ def test_engines_and_loss_scaling_are_refused(changes, message, make_trainer):
         ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "torch.compile"),
     ],
 )
-def test_what_a_launcher_asks_for_is_refused(variable, value, named, make_trainer, monkeypatch):
+def test_what_a_launcher_requests_is_refused(variable, value, named, make_trainer, monkeypatch):
     from hf_lpsgd.trainer.layerwise import check_layerwise
 
     args = make_trainer(**RUN).args
@@ -165,6 +165,61 @@ def test_a_run_that_was_interrupted_leaves_nothing_behind_for_the_next_one(later
     assert all(torch.equal(after[name], param) for name, param in other.named_parameters())
 
 
+class OwnBackward(TrainerCallback):
+    """Makes backward passes of its own, as one that looks at the gradients does."""
+
+    def __init__(self, events):
+        self.events = events
+        self.grads = []
+
+    def on_event(self, event, model):
+        if event not in self.events:
+            return
+        before = {name: param.detach().clone() for name, param in model.named_parameters()}
+        tokens = torch.zeros(1, 8, dtype=torch.long)
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        self.grads += [param.grad for param in model.parameters() if param.requires_grad]
+        model.zero_grad()
+        assert all(torch.equal(before[name], param) for name, param in model.named_parameters())
+
+    def on_optimizer_step(self, args, state, control, model, **kwargs):
+        self.on_event("on_optimizer_step", model)
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        self.on_event("on_step_end", model)
+
+    def on_evaluate(self, args, state, control, model, **kwargs):
+        self.on_event("on_evaluate", model)
+
+
+@pytest.mark.parametrize("event", ["on_optimizer_step", "on_step_end", "on_evaluate"])
+def test_a_backward_pass_outside_of_a_training_step_changes_no_weights_and_leaves_its_gradients(event, make_trainer):
+    own = OwnBackward([event])
+    trainer = run(make_trainer, "lpsgdm_layerwise", callbacks=[own], save_strategy="no")
+    assert own.grads
+    assert not any(grad is None for grad in own.grads)
+    plain = weights(run(make_trainer, "lpsgdm_layerwise", save_strategy="no"))
+    assert all(torch.equal(plain[name], param) for name, param in weights(trainer).items())
+
+
+def test_a_backward_pass_after_an_interrupted_training_changes_no_weights(make_trainer):
+    class Interrupt(OwnBackward):
+        def on_event(self, event, model):
+            if event in self.events:
+                raise KeyboardInterrupt
+
+    model, own = make_model(), OwnBackward(["now"])
+    arguments = {**RUN, "eval_strategy": "no", "save_strategy": "no"}
+    for event in ("on_optimizer_step", "on_step_end"):
+        trainer = make_trainer(
+            optim="lpsgdm_layerwise", model=model, dataset=Tokens(), callbacks=[Interrupt([event])], **arguments
+        )
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+        own.on_event("now", model)
+    assert not any(grad is None for grad in own.grads)
+
+
 def test_a_users_own_step_in_the_backward_pass_is_checked_and_kept(make_trainer):
     def make(**arguments):
         model = make_model()
@@ -177,7 +232,7 @@ def test_a_users_own_step_in_the_backward_pass_is_checked_and_kept(make_trainer)
 
     trainer, optimizer = make()
     trainer.train()
-    assert optimizer._in_backward is not None
+    assert optimizer.backward_step is not None
     trainer, _ = make(max_grad_norm=1.0)
     with pytest.raises(ValueError, match="An optimizer given to step_in_backward cannot train with --max_grad"):
         trainer.train()

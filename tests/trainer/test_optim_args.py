@@ -7,14 +7,12 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
 from hf_lpsgd import LPSGD, LPSGDM
-from hf_lpsgd.optim import functional
+from hf_lpsgd.optim.kernels import choice
 from hf_lpsgd.trainer import OptimArgs, optim_args, validate_optim_args
 from hf_lpsgd.trainer.optim_args import optimizer_class_and_kwargs
 
-KEYS_OF_LPSGDM = (
-    "p_max, momentum, eps, grad_rms, saturation, lr_factor, momentum_dtype, rounding, rounding_seed, p_schedule, "
-    "p_granularity, foreach, fused"
-)
+KEYS_OF_LPSGD = "p_max, eps, grad_rms, rounding, rounding_seed, foreach, fused"
+KEYS_OF_LPSGDM = f"{KEYS_OF_LPSGD}, momentum, momentum_dtype, p_schedule, p_granularity"
 
 
 def test_every_key_is_read_with_its_type():
@@ -39,7 +37,7 @@ BAD = [
     ("lpsgdm", "p_max=nan", "Invalid p_max in optim_args: nan. It must be a finite number of at least 2"),
     ("lpsgdm", "p_max=inf", "Invalid p_max in optim_args: inf. It must be a finite number of at least 2"),
     ("lpsgdm", "p_max=abc", "Invalid p_max in optim_args: 'abc'. It must be a finite number of at least 2"),
-    ("lpsgdm", "p_max", "'p_max' has no value. Write it as p_max=NUMBER with a number of at least 2."),
+    ("lpsgdm", "p_max", "'p_max' has no value. Write it as p_max=NUMBER."),
     ("lpsgdm", "p_max=", "'p_max=' has no value. Write it as p_max=NUMBER"),
     ("lpsgdm", "p_max=2=3", "Invalid p_max in optim_args: '2=3'"),
     ("lpsgdm", "pmax=20", f"'pmax=20' has no known key. Did you mean p_max? The keys are {KEYS_OF_LPSGDM}"),
@@ -57,18 +55,15 @@ BAD = [
     (
         "lpsgdm",
         "p_schedule=exp",
-        "Invalid p_schedule in optim_args: 'exp'. It must be one of cosine, linear, lr, constant",
+        "Invalid p_schedule in optim_args: 'exp'. It must be one of cosine, linear, lr, constant.",
     ),
-    ("lpsgdm", "p_granularity=batch", "Invalid p_granularity in optim_args: 'batch'. It must be one of step, epoch"),
-    ("lpsgdm", "fused=maybe", "Invalid fused in optim_args: 'maybe'. It must be one of true, false, none"),
-    ("lpsgdm", "foreach=1", "Invalid foreach in optim_args: '1'. It must be one of true, false, none"),
+    ("lpsgdm", "p_granularity=batch", "Invalid p_granularity in optim_args: 'batch'. It must be one of step, epoch."),
+    ("lpsgdm", "fused=maybe", "Invalid fused in optim_args: 'maybe'. It must be True, False or None."),
+    ("lpsgdm", "foreach=1", "Invalid foreach in optim_args: '1'. It must be True, False or None."),
     ("lpsgdm", "lr=0.1", "'lr=0.1'. Give it as --learning_rate"),
     ("lpsgdm", "weight_decay=-0.1", "'weight_decay=-0.1'. Give it as --weight_decay"),
-    (
-        "lpsgd",
-        "momentum=0.9",
-        "'momentum=0.9'. momentum is a key of lpsgdm; those of lpsgd are p_max, eps, grad_rms, saturation, lr_factor",
-    ),
+    ("lpsgd", "momentum=0.9", f"'momentum=0.9'. momentum is a key of lpsgdm; those of lpsgd are {KEYS_OF_LPSGD}, p_"),
+    ("lpsgd", "saturation=0.1", "'saturation=0.1' has no known key."),
 ]
 
 
@@ -112,7 +107,7 @@ def test_bad_training_arguments_stop_the_trainers_constructor_with_one_line(chan
 
 
 def test_fused_where_it_cannot_be_is_told_by_the_trainers_constructor(make_trainer, monkeypatch):
-    monkeypatch.setattr(functional, "FUSED_KERNELS", {})
+    monkeypatch.setattr(choice, "FUSED_KERNELS", {})
     with pytest.raises(ValueError, match=r"Invalid fused in optim_args: True\..*none for the device cpu.*fused=None"):
         make_trainer(optim_args="fused=true")
 
@@ -128,17 +123,14 @@ def test_the_optimizer_gets_the_learning_rate_and_what_optim_args_say(name, cls,
     assert optimizer_class_and_kwargs(args) == (cls, {"lr": 0.25, **defaults, "p_max": 6.0})
 
 
-def test_optim_args_are_parsed_once_for_a_whole_training(make_trainer):
-    optim_args._parse.cache_clear()
-    make_trainer(optim_args="p_max=7.5", max_steps=2).train()
-    assert optim_args._parse.cache_info().misses == 1
-
-
-def test_what_was_parsed_cannot_be_changed_for_a_later_trainer():
-    OptimArgs.parse("lpsgdm", "p_max=20").optimizer_kwargs["p_max"] = 3.0
-    assert OptimArgs.parse("lpsgdm", "p_max=20").optimizer_kwargs == {"p_max": 20.0}
-    with pytest.raises(AttributeError):
-        OptimArgs.parse("lpsgdm", "p_max=20").p_schedule = "lr"
+def test_arguments_are_validated_once_per_trainer(make_trainer, monkeypatch):
+    checked = []
+    real = optim_args.check_schedule
+    monkeypatch.setattr(optim_args, "check_schedule", lambda *given: checked.append(given) or real(*given))
+    trainer = make_trainer(optim_args="p_max=7.5", max_steps=2)
+    trainer.train()
+    trainer.train()
+    assert checked == [("cosine", "step", None)]
 
 
 @pytest.mark.parametrize(
@@ -178,9 +170,9 @@ def test_optim_args_may_be_a_mapping_in_a_file_of_arguments(kind, tmp_path):
         ({"p_max": [6, 7]}, "Invalid p_max in optim_args: [6, 7]. It must be a number, a name, True, False or None."),
         ({"p_max": "6,momentum=0.5"}, "Invalid p_max in optim_args: '6,momentum=0.5'"),
         ({"p_max": 1.5}, "Invalid p_max in optim_args: 1.5. It must be a finite number of at least 2"),
-        ({"p_max": True}, "Invalid p_max in optim_args: 'true'. It must be a finite number of at least 2"),
-        ({"p_max": None}, "Invalid p_max in optim_args: 'none'. It must be a finite number of at least 2"),
-        ({"fused": 1}, "Invalid fused in optim_args: '1'. It must be one of true, false, none"),
+        ({"p_max": True}, "Invalid p_max in optim_args: 'True'. It must be a finite number of at least 2"),
+        ({"p_max": None}, "Invalid p_max in optim_args: 'None'. It must be a finite number of at least 2"),
+        ({"fused": 1}, "Invalid fused in optim_args: '1'. It must be True, False or None."),
         ({"pmax": 6}, "'pmax=6' has no known key. Did you mean p_max?"),
         ({3: 6}, "'3=6' has no known key."),
     ],

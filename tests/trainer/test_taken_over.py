@@ -1,6 +1,5 @@
 """What the Trainer's callback notices: ties to other schedulers, optimizers of others, options not in force."""
 
-import json
 import logging
 import os
 import re
@@ -12,7 +11,8 @@ from transformers import Trainer, TrainerCallback
 
 import hf_lpsgd.trainer.callback
 from hf_lpsgd import LPSGDM, tie_p_schedule
-from hf_lpsgd.schedules import annealed_p, unwrap_optimizer
+from hf_lpsgd.schedules import annealed_p
+from hf_lpsgd.wrappers import unwrap_optimizer
 
 P_MAX = 20.0
 LOGGER = hf_lpsgd.trainer.callback.__name__
@@ -63,7 +63,7 @@ class Warmup(torch.optim.lr_scheduler.LRScheduler):
 
 
 @pytest.mark.parametrize("wrap", [lambda scheduler: scheduler, Warmup, "sequential"])
-def test_p_tied_to_the_scheduler_that_the_trainer_steps_or_to_a_member_of_it_is_let_pass(wrap, make_trainer):
+def test_p_tied_to_the_scheduler_that_the_trainer_steps_or_to_a_member_of_it_is_accepted(wrap, make_trainer):
     model, optimizer, scheduler = tied_by_the_user()
     if wrap == "sequential":
         later = torch.optim.lr_scheduler.ConstantLR(optimizer)
@@ -82,22 +82,19 @@ def test_a_constant_p_needs_no_scheduler_of_the_trainer(make_trainer):
     assert logged(trainer) == [P_MAX] * 3
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "lpsgdm"])
-def test_a_second_trainer_that_takes_the_optimizer_of_the_first_anneals_p_anew(optim, make_trainer, recwarn):
+def test_a_second_trainer_that_takes_the_optimizer_of_the_first_anneals_p_anew(make_trainer, recwarn):
     first = make_trainer(optim_args="p_max=20,p_schedule=linear", max_steps=6)
     first.train()
     optimizer = unwrap_optimizer(first.optimizer)
     assert optimizer.param_groups[0]["p"] == 2.0
-    second = make_trainer(
-        model=first.model,
-        optim=optim,
-        optim_args="p_schedule=linear" if optim == "lpsgdm" else None,
-        optimizers=(optimizer, None),
-        max_steps=9,
-    )
+    arguments = {"model": first.model, "optimizers": (optimizer, None), "max_steps": 9}
+    second = make_trainer(optim_args="p_schedule=linear", **arguments)
     second.train()
-    assert not [warning for warning in recwarn if "loaded state" in str(warning.message)]
+    assert not [warning for warning in recwarn if "p goes from" in str(warning.message)]
     assert logged(second) == pytest.approx([annealed_p("linear", P_MAX, index, 9) for index in range(9)])
+    third = make_trainer(optim="adamw_torch", **arguments)
+    third.train()
+    assert logged(third) == logged(second)
 
 
 def test_a_second_training_of_one_trainer_anneals_p_anew(make_trainer):
@@ -126,32 +123,9 @@ def test_a_subclass_that_makes_an_optimizer_of_ours_is_tied_and_warned_as_any_ot
     assert "has no p schedule, so p stays at p_max" in caplog.text
 
 
-def test_optim_args_that_a_subclass_leaves_out_are_told_and_those_in_force_are_not(make_trainer, caplog):
-    with caplog.at_level(logging.WARNING, LOGGER):
-        make_trainer(trainer_class=OwnOptimizer, optim_args="p_max=6,p_schedule=linear", max_steps=1).train()
-        assert not caplog.messages
-        make_trainer(trainer_class=OwnOptimizer, optim_args="p_max=20,momentum=0.5", max_steps=1).train()
-    (message,) = caplog.messages
-    assert "was not made from --optim_args: p_max is 6.0, not 20.0 as asked for; momentum is 0.9, not 0.5" in message
-    assert "\n" not in message
-
-
-def test_a_subclass_that_gives_each_group_its_own_options_is_not_told(make_trainer, caplog):
-    class Groups(Trainer):
-        def create_optimizer(self, *args, **kwargs):
-            super().create_optimizer(*args, **kwargs)
-            for group in self.optimizer.param_groups:
-                group["p_max"] = 6.0
-            return self.optimizer
-
-    with caplog.at_level(logging.WARNING, LOGGER):
-        make_trainer(trainer_class=Groups, optim_args="p_max=20", max_steps=1).train()
-    assert not caplog.messages
-
-
-def test_a_subclass_that_makes_the_other_optimizer_of_ours_than_asked_for_is_refused(make_trainer):
+def test_a_subclass_that_makes_the_other_optimizer_of_ours_than_requested_is_refused(make_trainer):
     trainer = make_trainer(trainer_class=OwnOptimizer, optim="lpsgd", max_steps=1)
-    with pytest.raises(ValueError, match=r"--optim lpsgd was asked for, but the Trainer trains with LPSGDM\. Do not"):
+    with pytest.raises(ValueError, match=r"--optim lpsgd was requested, but the Trainer trains with LPSGDM\. Do not"):
         trainer.train()
 
 
@@ -163,7 +137,7 @@ class OtherScheduler(TrainerCallback):
             self.trainer.lr_scheduler = torch.optim.lr_scheduler.ConstantLR(unwrap_optimizer(self.trainer.optimizer))
 
 
-def test_an_lr_scheduler_that_is_replaced_during_training_is_told(make_trainer):
+def test_an_lr_scheduler_that_is_replaced_during_training_is_warned_of(make_trainer):
     callback = OtherScheduler()
     trainer = make_trainer(optim_args="p_max=20", max_steps=12, callbacks=[callback])
     callback.trainer = trainer
@@ -187,22 +161,24 @@ def resumed(make_trainer, checkpoint, **arguments):
     return trainer
 
 
-def test_a_resumed_run_is_told_of_each_option_of_the_course_of_p_that_changed(make_trainer, checkpoint, caplog):
-    with caplog.at_level(logging.WARNING, LOGGER):
-        resumed(make_trainer, checkpoint, optim_args="p_max=20,momentum=0.8,p_schedule=linear", warmup_steps=2)
-    (message,) = [record.getMessage() for record in caplog.records if "course of p" in record.getMessage()]
-    for told in (
-        "p_schedule is linear, and was cosine",
-        "the length of the run in steps is 20, and was 10",
-        "the warm-up in steps is 2, and was 0",
-        "p goes from 2 to 11.53 at once",
-        "start a new run from the weights of the checkpoint",
-    ):
-        assert message.count(told) == 1
-    assert "p_granularity" not in message
+@pytest.mark.parametrize(
+    ("course", "jump"),
+    [
+        ({"optim_args": "p_max=20,momentum=0.8,p_schedule=linear"}, "to 10.53: the p schedule 'linear' over 20 steps"),
+        ({}, "to 10.26: the p schedule 'cosine' over 20 steps"),
+        ({"optim_args": "p_max=20,momentum=0.8,p_schedule=constant"}, "to 20: the p schedule 'constant'"),
+    ],
+)
+def test_a_resumed_run_is_warned_once_of_a_course_of_p_that_is_not_the_checkpoints(
+    course, jump, make_trainer, checkpoint, recwarn
+):
+    resumed(make_trainer, checkpoint, **course)
+    (message,) = [str(warning.message) for warning in recwarn if "p goes from" in str(warning.message)]
+    assert f"p goes from 2 in the param group {jump}" in message
+    assert "\n" not in message
 
 
-def test_a_resumed_run_is_told_of_each_option_of_the_optimizer_that_the_checkpoint_replaces(
+def test_a_resumed_run_is_warned_of_each_option_of_the_optimizer_that_the_checkpoint_replaces(
     make_trainer, checkpoint, recwarn
 ):
     trainer = resumed(make_trainer, checkpoint, optim_args="p_max=6", weight_decay=0.2)
@@ -212,49 +188,47 @@ def test_a_resumed_run_is_told_of_each_option_of_the_optimizer_that_the_checkpoi
     assert unwrap_optimizer(trainer.optimizer).param_groups[0]["p_max"] == 20
 
 
-def test_a_resumed_run_of_the_same_options_is_told_nothing(make_trainer, tmp_path, caplog, recwarn):
+def test_a_resumed_run_of_the_same_options_is_not_warned(make_trainer, tmp_path, caplog, recwarn):
     arguments = {"optim_args": "p_max=20,p_schedule=linear", "max_steps": 10}
     make_trainer(**arguments, save_strategy="steps", save_steps=5).train()
     with caplog.at_level(logging.WARNING, LOGGER):
         trainer = resumed(make_trainer, str(tmp_path / "out" / "checkpoint-5"), **arguments, weight_decay=0.0)
     assert logged(trainer)[-5:] == pytest.approx([annealed_p("linear", P_MAX, index, 10) for index in range(5, 10)])
     assert not [record for record in caplog.records if record.name == LOGGER]
-    assert not [warning for warning in recwarn if re.search(r"replaces|loaded state|not moved", str(warning.message))]
+    assert not [warning for warning in recwarn if re.search(r"replaces|p goes from|not moved", str(warning.message))]
 
 
-def test_a_checkpoint_tells_the_course_of_p_and_can_restore_its_callbacks(make_trainer, checkpoint):
-    with open(os.path.join(checkpoint, "trainer_state.json")) as file:
-        told = json.load(file)["stateful_callbacks"]["LpScheduleCallback"]["attributes"]
-    assert told == {"schedule": "cosine", "granularity": "step", "num_training_steps": 10, "num_warmup_steps": 0}
-    trainer = resumed(make_trainer, checkpoint, restore_callback_states_from_checkpoint=True)
-    assert trainer.state.global_step == 20
+def test_a_checkpoint_of_the_other_optimizer_is_refused_in_one_line(make_trainer, checkpoint):
+    with pytest.raises(ValueError, match="The state holds momentum and momentum_dtype and so is not one of LPSGD: "):
+        resumed(make_trainer, checkpoint, optim="lpsgd", optim_args=None)
 
 
-def test_a_checkpoint_that_tells_no_course_of_p_is_checked_by_its_p(make_trainer, checkpoint):
-    path = os.path.join(checkpoint, "trainer_state.json")
-    with open(path) as file:
-        state = json.load(file)
-    del state["stateful_callbacks"]["LpScheduleCallback"]  # as in a checkpoint of 0.1.0
-    with open(path, "w") as file:
-        json.dump(state, file)
-    with pytest.warns(UserWarning, match="p goes from 2 in the loaded state to 10.26: the p schedule 'cosine'"):
-        resumed(make_trainer, checkpoint)
+def test_optim_args_that_a_subclass_leaves_out_are_warned_of_and_those_in_force_are_not(make_trainer, caplog):
+    with caplog.at_level(logging.WARNING, LOGGER):
+        make_trainer(trainer_class=OwnOptimizer, optim_args="p_max=6,p_schedule=linear", max_steps=1).train()
+        assert not caplog.messages
+        make_trainer(trainer_class=OwnOptimizer, optim_args="p_max=20,momentum=0.5", max_steps=1).train()
+    (message,) = caplog.messages
+    assert "was not made from --optim_args: p_max is 6.0, not 20.0 as requested; momentum is 0.9, not 0.5" in message
+    assert "\n" not in message
+
+
+def test_a_subclass_that_gives_each_group_its_own_options_is_accepted(make_trainer, caplog):
+    class Groups(Trainer):
+        def create_optimizer(self, *args, **kwargs):
+            super().create_optimizer(*args, **kwargs)
+            for group in self.optimizer.param_groups:
+                group["p_max"] = 6.0
+            return self.optimizer
+
+    with caplog.at_level(logging.WARNING, LOGGER):
+        make_trainer(trainer_class=Groups, optim_args="p_max=20", max_steps=1).train()
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize("lost", ["optimizer.pt", "scheduler.pt"])
-def test_a_checkpoint_without_the_state_of_optimizer_or_scheduler_is_told(lost, make_trainer, checkpoint, caplog):
+def test_a_checkpoint_without_the_state_of_optimizer_or_scheduler_is_warned_of(lost, make_trainer, checkpoint, caplog):
     os.remove(os.path.join(checkpoint, lost))
     with caplog.at_level(logging.WARNING, LOGGER):
         resumed(make_trainer, checkpoint, max_steps=11)
     assert "The checkpoint of step 10 held no state of the optimizer and the LR scheduler" in caplog.text
-
-
-def test_a_checkpoint_of_the_other_optimizer_is_refused_in_one_line(make_trainer, checkpoint):
-    with pytest.raises(ValueError, match="The state holds momentum and momentum_dtype and so is one of LPSGDM"):
-        resumed(make_trainer, checkpoint, optim="lpsgd", optim_args=None)
-
-
-def test_a_training_without_p_leaves_nothing_in_its_checkpoints(make_trainer, tmp_path):
-    make_trainer(optim="adamw_torch", max_steps=2, save_strategy="steps", save_steps=2).train()
-    with open(tmp_path / "out" / "checkpoint-2" / "trainer_state.json") as file:
-        assert "LpScheduleCallback" not in json.load(file)["stateful_callbacks"]

@@ -15,7 +15,8 @@ from transformers.trainer_utils import SchedulerType
 
 from hf_lpsgd import LPSGD, LPSGDM, tie_p_schedule
 from hf_lpsgd.optim.kernels import cpu
-from hf_lpsgd.schedules import annealed_p, current_tie, unwrap_optimizer
+from hf_lpsgd.schedules import annealed_p, current_tie
+from hf_lpsgd.wrappers import unwrap_optimizer
 
 P_MAX = 20.0
 
@@ -58,7 +59,7 @@ def test_the_fused_step_is_used_as_optim_args_say_and_by_default(optim_args, fus
     calls = []
     real = cpu.step
     make_trainer(optim_args=optim_args, max_steps=1).train()  # which proves the kernel, once per process
-    monkeypatch.setattr(cpu, "step", lambda triples, hyper: calls.append(len(triples)) or real(triples, hyper))
+    monkeypatch.setattr(cpu, "step", lambda tensors, hyper: calls.append(len(tensors.params)) or real(tensors, hyper))
     trainer = make_trainer(optim_args=optim_args, max_steps=3)
     trainer.train()
     expected = [len(group["params"]) for group in trainer.optimizer.param_groups]  # with weight decay, and without
@@ -308,17 +309,20 @@ def test_an_optimizer_of_the_users_own_without_a_tie_stays_at_p_max_with_a_warni
     assert "The LPSGDM given to this Trainer has no p schedule" in caplog.text
 
 
-def test_a_trainer_without_the_callback_refuses_to_train_at_p_max(make_trainer, monkeypatch):
-    monkeypatch.setattr("transformers.trainer.DEFAULT_CALLBACKS", [DefaultFlowCallback])
-    with pytest.raises(ValueError, match=r"does not have the callback of hf_lpsgd"):
-        make_trainer(max_steps=3).train()
+def test_the_warnings_of_the_callback_appear_on_the_first_rank_alone(make_trainer, caplog, monkeypatch):
+    monkeypatch.setattr(Trainer, "is_world_process_zero", lambda trainer: False)
+    model = make_trainer().model
+    trainer = make_trainer(optim="adamw_torch", model=model, optimizers=own_optimizer(model), max_steps=3)
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert "has no p schedule" not in caplog.text
 
 
-def test_asking_for_lpsgdm_and_giving_another_optimizer_is_refused(make_trainer):
+def test_requesting_lpsgdm_and_giving_another_optimizer_is_refused(make_trainer):
     model = make_trainer().model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     trainer = make_trainer(model=model, optimizers=(optimizer, None), max_steps=3)
-    with pytest.raises(ValueError, match="--optim lpsgdm was asked for, but the Trainer trains with SGD"):
+    with pytest.raises(ValueError, match="--optim lpsgdm was requested, but the Trainer trains with SGD"):
         trainer.train()
 
 
@@ -327,3 +331,9 @@ def test_other_optimizers_train_as_before(make_trainer):
     trainer.train()
     assert not any("p" in entry for entry in trainer.state.log_history)
     assert current_tie(trainer.optimizer) is None
+
+
+def test_a_trainer_without_the_callback_refuses_to_train_at_p_max(make_trainer, monkeypatch):
+    monkeypatch.setattr("transformers.trainer.DEFAULT_CALLBACKS", [DefaultFlowCallback])
+    with pytest.raises(ValueError, match=r"does not have the callback of hf_lpsgd"):
+        make_trainer(max_steps=3).train()

@@ -28,7 +28,7 @@ class CurvatureCallback(TrainerCallback):
     (`gradient_noise`, with two batches or more), and the seconds that it all took. What is not finite is left out.
     They stand in `trainer.state.log_history`, at a step of their own, and in the file of the Trainer's state;
     TensorBoard and the like do not get them. A `best_p` of 1000 stands for sign descent. The shares and the spread of
-    the curvature depend on the number of probes, as `gradient_and_curvature` tells.
+    the curvature depend on the number of probes, as `gradient_and_curvature` says.
 
     Args:
         batches: batches as the model takes them, with labels, so that its output has a `loss`.

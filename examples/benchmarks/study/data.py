@@ -23,7 +23,7 @@ class Data:
 
     Attributes:
         train: to train on.
-        held_out: to choose learning rates and variants by.
+        held_out: to choose learning rates by.
         test: to test on; None where the data has no such part.
         kept_back: how many of the last training examples `with_test` takes as test data, where `test` is None.
     """
@@ -145,7 +145,7 @@ TEXT_LENGTH = 32
 
 @cache
 def text() -> Data:
-    """The source of Python's argparse, cut into pieces; each character is to be told from those before it."""
+    """The source of Python's argparse, cut into pieces; each character is to be predicted from those before it."""
     source = inspect.getsource(argparse)
     vocabulary = {character: number for number, character in enumerate(sorted(set(source)))}
     numbers = torch.tensor([vocabulary[character] for character in source])

@@ -11,7 +11,7 @@ __all__ = ["draw_tested", "tables_of_tested"]
 
 Cells = list[dict[str, Any]]
 
-# Steps are counted until the examples held out are told as well as by AdamW at the end, times this.
+# Steps are counted until the accuracy on the examples held out is AdamW's at the end, times this.
 SHARE = 0.95
 
 

@@ -81,6 +81,6 @@ def train_by_trainer(cell: dict[str, Any], task: Task) -> dict[str, Any]:
     return {
         "accuracy": round(final["eval_accuracy"], 5),
         "loss": round(losses[-1], 5),
-        "grad_rms": reference_size_of([optimizer]),
+        "grad_rms": reference_size_of(optimizer),
         **({"curve": points} if is_test else {}),
     }

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
 
-from hf_lpsgd import tie_p_schedule
-from hf_lpsgd.optim.base import LpOptimizer
+from hf_lpsgd import LPSGD, LPSGDM, tie_p_schedule
 
-from .contenders import make_optimizers, reference_size_of
+from .contenders import make_optimizer, reference_size_of
 from .tasks import TASKS
 
 __all__ = ["train"]
@@ -22,7 +21,7 @@ __all__ = ["train"]
 WARMUP = 0.1
 CLIP = 1.0
 POINTS = 20  # of a curve
-WATCHED = 500  # of the examples held out, that a curve tells the accuracy on
+WATCHED = 500  # of the examples held out, on which a curve has the accuracy
 
 
 Watch = Callable[[int, int, nn.Module, torch.optim.Optimizer], None]
@@ -74,7 +73,7 @@ def _train_by_loop(cell: dict[str, Any], device: str, watch: Watch | None) -> di
     model = task.model().to(device, dtype)
     tie = {name: options.pop(name) for name in ("p_schedule", "p_granularity") if name in options}
     clip = options.pop("clip", CLIP)
-    optimizers = make_optimizers(model, cell["optimizer"], cell["rate"], options)
+    optimizer = make_optimizer(model, cell["optimizer"], cell["rate"], options)
     inputs, labels = data.train
     steps_per_epoch = len(inputs) // task.batch_size
     steps = steps_per_epoch * task.epochs
@@ -85,19 +84,18 @@ def _train_by_loop(cell: dict[str, Any], device: str, watch: Watch | None) -> di
             return step / warmup
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
-    schedulers = [LambdaLR(optimizer, factor) for optimizer in optimizers]
-    for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
-        if isinstance(optimizer, LpOptimizer):
-            of_epochs = {"steps_per_epoch": steps_per_epoch} if tie.get("p_granularity") == "epoch" else {}
-            tie_p_schedule(
-                optimizer,
-                scheduler,
-                tie.get("p_schedule", "cosine"),
-                num_training_steps=steps,
-                num_warmup_steps=warmup,
-                granularity=tie.get("p_granularity", "step"),
-                **of_epochs,
-            )
+    scheduler = LambdaLR(optimizer, factor)
+    if isinstance(optimizer, LPSGD | LPSGDM):
+        of_epochs = {"steps_per_epoch": steps_per_epoch} if tie.get("p_granularity") == "epoch" else {}
+        tie_p_schedule(
+            optimizer,
+            scheduler,
+            tie.get("p_schedule", "cosine"),
+            num_training_steps=steps,
+            num_warmup_steps=warmup,
+            granularity=tie.get("p_granularity", "step"),
+            **of_epochs,
+        )
     generator = torch.Generator().manual_seed(cell["seed"])
     parameters = list(model.parameters())
     model.train()
@@ -109,27 +107,26 @@ def _train_by_loop(cell: dict[str, Any], device: str, watch: Watch | None) -> di
             order = torch.randperm(len(inputs), generator=generator).to(device)
         batch = order[place * task.batch_size :][: task.batch_size]
         if watch is not None:
-            watch(step, steps, model, optimizers[0])
+            watch(step, steps, model, optimizer)
         loss = cross_entropy(model(inputs[batch]).flatten(0, -2).float(), labels[batch].flatten())
         loss.backward()
         if clip:
             torch.nn.utils.clip_grad_norm_(parameters, clip)
-        for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
             break
         if cell.get("split") == "test" and (step + 1) * POINTS // steps > step * POINTS // steps:
             watched = accuracy_of(model, data.held_out[0][:WATCHED], data.held_out[1][:WATCHED])
-            curve.append(_point(step + 1, losses[-max(1, steps // POINTS) :], watched, optimizers[0]))
+            curve.append(_point(step + 1, losses[-max(1, steps // POINTS) :], watched, optimizer))
     of_whom = data.test if cell.get("split") == "test" else data.held_out
     assert of_whom is not None
     return {
         "accuracy": round(accuracy_of(model, *of_whom), 5),
         "loss": round(sum(losses[-steps_per_epoch:]) / steps_per_epoch, 5),
-        "grad_rms": reference_size_of(optimizers),
+        "grad_rms": reference_size_of(optimizer),
         **({"curve": curve} if cell.get("split") == "test" else {}),
     }
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from hf_lpsgd.optim.base import LpOptimizer
-from hf_lpsgd.optim.functional import implementation_for
-from hf_lpsgd.optim.grad_rms import MEASURED, lr_factor_of, reference_size, saturation_of
-from hf_lpsgd.schedules import unwrap_optimizer
+from hf_lpsgd.optim.kernels.choice import implementation_for
+from hf_lpsgd.optim.measurement import MEASURED, reference_size
 from hf_lpsgd.trainer import OPTIMIZERS, OptimArgs
 from hf_lpsgd.trainer.optim_args import name_of
+from hf_lpsgd.wrappers import unwrap_optimizer
 
 __all__ = [
     "implementation_of",
@@ -68,11 +68,9 @@ def settings_of(trainer: Any) -> dict[str, Any]:
     return {option.name: group[option.name] for option in record.options}
 
 
-def size_of_gradient(trainer: Any) -> tuple[float | None, float, float]:
-    """The reference size of the gradient in force, or None, the share of it at which the step is cut off, and how far
-    an element moves there, in units of lr."""
-    group = _group(trainer)
-    return reference_size(group), saturation_of(group), lr_factor_of(group)
+def size_of_gradient(trainer: Any) -> float | None:
+    """The reference size of the gradient in force, if there is one."""
+    return reference_size(_group(trainer))
 
 
 def measured_over(trainer: Any) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from huggingface_hub import get_token
 
+from hf_lpsgd.optim.kernels.hyperparameters import MOST_MOVED, SATURATION
 from hf_lpsgd.schedules import P_SCHEDULES
 from hf_lpsgd.trainer import OptimArgs
 from hf_lpsgd.trainer.optim_args import name_of
@@ -79,13 +80,12 @@ def _optimizer_words(trainer: Any) -> str:
         f"{optimizer_title(trainer)} is {what} in an lp norm: with rho = (p - 2) / (p - 1), a step is "
         f"`lr * {of} / (|{of}| + eps)^rho`, element by element, where {of} is {meaning}."
     )
-    size, saturation, factor = size_of_gradient(trainer)
-    if size is not None:
+    if size_of_gradient(trainer) is not None:
         words = words.removesuffix(f", where {of} is {meaning}.")
         words += (
-            f", with {of} divided by r and cut off at 1 in magnitude, where {of} is {meaning} and r is {saturation:g} "
-            f"times its root mean square. The step is multiplied by {factor:g}. So no element moves by more than "
-            f"{'lr' if factor == 1 else f'{factor:g} * lr'}."
+            f", with {of} divided by r and cut off at 1 in magnitude, where {of} is {meaning} and r is {SATURATION:g} "
+            f"times its root mean square. The step is multiplied by {MOST_MOVED:g}. So no element moves by more than "
+            f"{MOST_MOVED:g} * lr."
         )
     if parsed is None:
         return words
@@ -132,11 +132,9 @@ def _hyperparameters(trainer: Any, facts: RunFacts) -> list[tuple[str, Any]]:
         if "momentum" in settings:
             rows.append(("momentum", f"{settings['momentum']:g}"))
         rows.append(("eps", f"{settings['eps']:g}"))
-        size, saturation, factor = size_of_gradient(trainer)
+        size = size_of_gradient(trainer)
         if size is not None:
-            how = measured_over(trainer)
-            more = f"saturation {saturation:g}, lr_factor {factor:g}"
-            rows.append(("root mean square of the gradient (grad_rms)", f"{size:.7g}{how}; {more}"))
+            rows.append(("root mean square of the gradient (grad_rms)", f"{size:.7g}{measured_over(trainer)}"))
         rows.append(("implementation of the step", implementation_of(trainer)))
     elif args.optim_args:
         rows.append(("optimizer's options", f"`{args.optim_args}`"))

@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .hyperparameters import NUMBERS, Hyperparameters
 from .rounding import key_of_parameter
-from .tensors import ParamGradBuffer, StepHyperparameters
+from .tensors import Tensors
 
-_INTERFACE = 5
+_INTERFACE = 800 + len(NUMBERS)
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 _INSTALL = (
@@ -30,23 +31,21 @@ _in_forked_child: list[bool] = []
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: _in_forked_child.append(True))
 
-
 _OPENMP = ("GOMP_parallel", "omp_get_num_threads", "omp_get_thread_num")
 
 
-def _openmp() -> list[ctypes.c_void_p] | None:
-    """The addresses of `_OPENMP` in the library that torch has loaded; None where it has loaded none with these names.
+def _openmp() -> list[ctypes.c_void_p]:
+    """Return the addresses of `_OPENMP` in the library that torch has loaded; none where it has loaded no such one.
 
-    None is loaded here: a second library would bring a second set of threads.
+    It is not loaded here: a second library would bring a second set of threads.
     """
-    if_loaded = getattr(os, "RTLD_NOLOAD", 0) | os.RTLD_LAZY
-    for name_of_library in (None, "libgomp.so.1") if hasattr(os, "RTLD_NOLOAD") else (None,):
+    for name in (None, "libgomp.so.1") if hasattr(os, "RTLD_NOLOAD") else ():
         try:
-            library = ctypes.CDLL(name_of_library, if_loaded)
-            return [ctypes.cast(getattr(library, name), ctypes.c_void_p) for name in _OPENMP]
+            library = ctypes.CDLL(name, os.RTLD_NOLOAD | os.RTLD_LAZY)
+            return [ctypes.cast(getattr(library, function), ctypes.c_void_p) for function in _OPENMP]
         except (OSError, AttributeError):
             continue
-    return None
+    return []
 
 
 @cache
@@ -66,26 +65,24 @@ def _library() -> ctypes.CDLL | str:
         library.hf_lpsgd_use_openmp(*functions)
     library.hf_lpsgd_instructions.restype = ctypes.c_char_p
     library.hf_lpsgd_step.restype = None
-    library.hf_lpsgd_step.argtypes = (
-        [ctypes.c_int64] + [ctypes.c_void_p] * 6 + [ctypes.c_float] * 6 + [ctypes.c_int32] * 2 + [ctypes.c_void_p]
-    )
+    library.hf_lpsgd_step.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * 7, ctypes.c_int32, ctypes.c_void_p]
     return library
 
 
 def why_unavailable(device: torch.device) -> str | None:
-    """Why the fused step cannot be used on the CPU here, and what to do; None if it can."""
+    """Say why the fused step cannot be used on the CPU here, and what to do; None if it can."""
     library = _library()
     return library if isinstance(library, str) else None
 
 
 def instructions() -> str | None:
-    """The instruction set of this CPU that the fused step uses: AVX512, AVX2 or DEFAULT; None if there is none."""
+    """Return the instruction set that the fused step uses here: AVX512, AVX2 or DEFAULT; None if there is none."""
     library = _library()
     return None if isinstance(library, str) else library.hf_lpsgd_instructions().decode()
 
 
 def threads() -> int:
-    """How many threads a step on large tensors uses here; 1 where torch has loaded no OpenMP library."""
+    """Return how many threads a step on large tensors uses here; 1 where torch has loaded no OpenMP library."""
     library = _library()
     return 1 if isinstance(library, str) else library.hf_lpsgd_threads(_most_threads())
 
@@ -95,40 +92,34 @@ def _most_threads() -> int:
 
 
 def supports(device: torch.device, *dtypes: torch.dtype | None) -> bool:
-    """Whether a parameter, gradient and momentum buffer (or None) of these dtypes can be updated."""
+    """Say whether a parameter, gradient and momentum buffer (or None) of these dtypes can be updated."""
     return all(dtype is None or dtype in _DTYPES for dtype in dtypes)
 
 
-def step(triples: list[ParamGradBuffer], hyper: StepHyperparameters) -> bool:
+def step(tensors: Tensors, hyper: Hyperparameters) -> bool:
     """Update dense tensors in place, as the contract of [`hf_lpsgd.optim.kernels`][] says; always True."""
     library = _library()
     assert isinstance(library, ctypes.CDLL)
-    lr, momentum, rho, eps, weight_decay, maximize, lr_scale, bound, squares, rounding = hyper
-    lr = float(lr)
-    params, grads, buffers, numbers = zip(*triples, strict=True)
-    addresses = ctypes.c_int64 * len(triples)
-    has_buffers = buffers[0] is not None
-    dtypes = [_DTYPES[t.dtype] for t in triples[0][:3] if t is not None]
-    words = () if rounding is None else [word for number in numbers for word in key_of_parameter(rounding, number)]
-    measured = None if squares is None else ctypes.c_double()
+    columns = tensors.columns
+    integers = ctypes.c_int64 * len(tensors.params)
+    addresses = [integers(*map(Tensor.data_ptr, column)) for column in columns]
+    sizes = integers(*map(Tensor.numel, tensors.params))
+    key, squares = hyper.rounding, hyper.squares
+    words = () if key is None else [word for number in tensors.numbers for word in key_of_parameter(key, number)]
+    lr = float(hyper.lr)
+    options = (lr * hyper.lr_scale, 1.0 - lr * hyper.weight_decay, *[getattr(hyper, name) for name in NUMBERS])
+    measured = ctypes.c_double()
     library.hf_lpsgd_step(
-        len(triples),
-        addresses(*map(Tensor.data_ptr, params)),
-        addresses(*map(Tensor.data_ptr, grads)),
-        addresses(*map(Tensor.data_ptr, buffers)) if has_buffers else None,
-        addresses(*map(Tensor.numel, params)),
-        (ctypes.c_int32 * len(dtypes))(*dtypes),
+        len(tensors.params),
+        *addresses,
+        *[None] * (3 - len(columns)),
+        sizes,
+        (ctypes.c_int32 * len(columns))(*[_DTYPES[column[0].dtype] for column in columns]),
         (ctypes.c_uint32 * len(words))(*words) if words else None,
-        lr * lr_scale,
-        1 - lr * weight_decay,
-        1 - momentum,
-        rho,
-        eps,
-        bound,
-        maximize,
+        (ctypes.c_float * len(options))(*map(float, options)),
         _most_threads(),
-        None if measured is None else ctypes.byref(measured),
+        None if squares is None else ctypes.byref(measured),
     )
-    if squares is not None and measured is not None:
-        squares.add(measured.value, sum(map(Tensor.numel, params)))
+    if squares is not None:
+        squares.add(measured.value, sum(sizes))
     return True

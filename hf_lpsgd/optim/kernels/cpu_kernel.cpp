@@ -1,18 +1,17 @@
 // The LPSGD and LPSGDM step on the CPU: one pass over memory for all tensors of a call, on several threads.
 //
-// It has a plain C interface and needs no headers of torch or Python. So it builds in seconds with GCC or Clang, and one
-// build works with every version of both. Its threads are those of torch: the caller gives the functions of the OpenMP
-// library that torch has loaded. A library of its own would bring a second set of threads, which fight torch's for cores.
+// It needs no headers of torch or Python, so one build works with every version of both. Its threads are those of torch:
+// the caller gives the functions of the OpenMP library that torch has loaded.
 //
-// Each element goes through the same operations in the same order, whatever its place in the tensor and the number of
-// threads: the vector loop always runs on whole multiples of kLanes. So a sharded step gives bit for bit what an
-// unsharded step gives, unless it rounds at random.
+// Each element goes through the same operations in the same order, whatever its place and the number of threads: the
+// vector loop always runs on whole multiples of kLanes. So a sharded step gives bit for bit what an unsharded one gives.
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <numeric>
 #include <vector>
 
 namespace {
@@ -28,8 +27,10 @@ constexpr int64_t kApart = 256;        // floats between tiles, so that a load d
 constexpr int64_t kAlign = 64;         // threads meet at multiples of this, so that they share no cache line
 constexpr int64_t kPerThread = 32768;  // elements below which another thread costs more than it brings, as in ATen
 
+// As cpu.py gives them.
 struct Options {
-  float lr, decay, weight, rho, eps, bound, sign;  // weight is that of the gradient in the mean, 1 - momentum
+  float lr, decay;                                                  // of the update; of the parameter
+  float weight, rho, eps, weight_decay, sign, lr_scale, bound;  // NUMBERS in hyperparameters.py
 };
 
 struct Tensors {
@@ -134,10 +135,14 @@ INLINE uint16_t to_float16(float value) {
 
 INLINE float from_bfloat16(uint16_t value) { return as_float(static_cast<int32_t>(static_cast<uint32_t>(value) << 16)); }
 
+// Rounded by a random number of 16 bits.
+INLINE uint16_t to_bfloat16(float value, uint32_t random) {
+  const uint32_t rounded = static_cast<uint32_t>(as_bits(value)) + random;
+  return static_cast<uint16_t>((value != value ? 0x7fc00000u : rounded) >> 16);
+}
+
 INLINE uint16_t to_bfloat16(float value) {
-  const int32_t bits = as_bits(value);
-  const int32_t rounded = static_cast<int32_t>(static_cast<uint32_t>(bits) + 0x7fff + ((bits >> 16) & 1));
-  return static_cast<uint16_t>((value != value ? 0x7fc00000 : rounded) >> 16);
+  return to_bfloat16(value, 0x7fffu + ((static_cast<uint32_t>(as_bits(value)) >> 16) & 1u));
 }
 
 // Random numbers of 16 bits for `size` elements from the place `start` on, which is even; as in rounding.py.
@@ -157,17 +162,11 @@ INLINE void draw(const uint32_t* key, int64_t start, int64_t size, uint16_t* num
   }
 }
 
-// Rounded by a random number of 16 bits.
-INLINE uint16_t to_bfloat16(float value, uint32_t random) {
-  const uint32_t rounded = static_cast<uint32_t>(as_bits(value)) + random;
-  return static_cast<uint16_t>((value != value ? 0x7fc00000u : rounded) >> 16);
-}
-
 INLINE uint16_t to_float16(float value, uint32_t random) {
   const uint32_t bits = static_cast<uint32_t>(as_bits(value)), magnitude = bits & 0x7fffffffu;
   const uint32_t normal = (magnitude - 0x38000000u + (random >> 3)) >> 13;
   // Of a subnormal number, 2^16 times its distance from zero in units of the last place.
-  const float distance = std::fabs(value) < 1.0f ? std::fabs(value) : 1.0f;
+  const float distance = std::fabs(value) < 0x1p-14f ? std::fabs(value) : 0.0f;
   const uint32_t units = static_cast<uint32_t>(static_cast<int32_t>(distance * 0x1p40f));
   const uint32_t finite = magnitude < 0x38800000u ? (units + random) >> 16 : normal;
   const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
@@ -177,17 +176,15 @@ INLINE uint16_t to_float16(float value, uint32_t random) {
 
 // Elements as float32: in place where that is possible, else converted into `scratch`.
 INLINE float* open(void* data, int32_t dtype, int64_t start, int64_t size, float* scratch) {
+  float* floats = static_cast<float*>(data) + start;
+  const uint16_t* halves = static_cast<const uint16_t*>(data) + start;
+  if (dtype == kFloat32 && size % kLanes == 0) return floats;
   if (dtype == kFloat32) {
-    float* values = static_cast<float*>(data) + start;
-    if (size % kLanes == 0) return values;
-    for (int64_t i = 0; i < size; ++i) scratch[i] = values[i];
+    for (int64_t i = 0; i < size; ++i) scratch[i] = floats[i];
+  } else if (dtype == kBFloat16) {
+    for (int64_t i = 0; i < size; ++i) scratch[i] = from_bfloat16(halves[i]);
   } else {
-    const uint16_t* values = static_cast<const uint16_t*>(data) + start;
-    if (dtype == kBFloat16) {
-      for (int64_t i = 0; i < size; ++i) scratch[i] = from_bfloat16(values[i]);
-    } else {
-      for (int64_t i = 0; i < size; ++i) scratch[i] = from_float16(values[i]);
-    }
+    for (int64_t i = 0; i < size; ++i) scratch[i] = from_float16(halves[i]);
   }
   for (int64_t i = size; i % kLanes != 0; ++i) scratch[i] = 0.0f;
   return scratch;
@@ -196,20 +193,18 @@ INLINE float* open(void* data, int32_t dtype, int64_t start, int64_t size, float
 // Where there are random `numbers`, they round the values.
 INLINE void close(void* data, int32_t dtype, int64_t start, int64_t size, const float* opened,
                   const uint16_t* numbers) {
+  float* floats = static_cast<float*>(data) + start;
+  uint16_t* halves = static_cast<uint16_t*>(data) + start;
   if (dtype == kFloat32) {
-    float* values = static_cast<float*>(data) + start;
-    if (opened != values) std::memcpy(values, opened, size * sizeof(float));
-    return;
-  }
-  uint16_t* values = static_cast<uint16_t*>(data) + start;
-  if (dtype == kBFloat16 && numbers == nullptr) {
-    for (int64_t i = 0; i < size; ++i) values[i] = to_bfloat16(opened[i]);
+    if (opened != floats) std::memcpy(floats, opened, size * sizeof(float));
+  } else if (dtype == kBFloat16 && numbers == nullptr) {
+    for (int64_t i = 0; i < size; ++i) halves[i] = to_bfloat16(opened[i]);
   } else if (dtype == kBFloat16) {
-    for (int64_t i = 0; i < size; ++i) values[i] = to_bfloat16(opened[i], numbers[i]);
+    for (int64_t i = 0; i < size; ++i) halves[i] = to_bfloat16(opened[i], numbers[i]);
   } else if (numbers == nullptr) {
-    for (int64_t i = 0; i < size; ++i) values[i] = to_float16(opened[i]);
+    for (int64_t i = 0; i < size; ++i) halves[i] = to_float16(opened[i]);
   } else {
-    for (int64_t i = 0; i < size; ++i) values[i] = to_float16(opened[i], numbers[i]);
+    for (int64_t i = 0; i < size; ++i) halves[i] = to_float16(opened[i], numbers[i]);
   }
 }
 
@@ -242,39 +237,34 @@ INLINE void update_range(const Tensors& tensors, const int32_t* dtypes, int64_t 
   }
 }
 
-using RangeUpdate = void (*)(const Tensors&, const int32_t*, int64_t, int64_t, const Options&, Mean, bool, double*);
+using RangeUpdate = void (*)(const Tensors&, const int32_t*, int64_t, int64_t, const Options&, double*);
 
-// One copy of the loops per instruction set. The best one that the CPU has is chosen at run time.
-#define DEFINE_RANGE_UPDATE(name, target)                                                               \
-  target void name(const Tensors& tensors, const int32_t* dtypes, int64_t start, int64_t end,           \
-                   const Options& options, Mean mean, bool rescale, double* squares) {                  \
-    if (mean == kNoMomentum) {                                                                          \
-      rescale ? update_range<kNoMomentum, true>(tensors, dtypes, start, end, options, squares)                   \
-              : update_range<kNoMomentum, false>(tensors, dtypes, start, end, options, squares);                 \
-    } else if (mean == kHeavyMomentum) {                                                                \
-      rescale ? update_range<kHeavyMomentum, true>(tensors, dtypes, start, end, options, squares)                \
-              : update_range<kHeavyMomentum, false>(tensors, dtypes, start, end, options, squares);              \
-    } else {                                                                                            \
-      rescale ? update_range<kLightMomentum, true>(tensors, dtypes, start, end, options, squares)                \
-              : update_range<kLightMomentum, false>(tensors, dtypes, start, end, options, squares);              \
-    }                                                                                                   \
-  }
+// The loops compiled for one instruction set, by the way to form the mean and by whether there is a power.
+#define DEFINE_UPDATES(name, target)                                                                          \
+  template <Mean mean, bool rescale>                                                                          \
+  target void name(const Tensors& tensors, const int32_t* dtypes, int64_t start, int64_t end,                 \
+                   const Options& options, double* squares) {                                                 \
+    update_range<mean, rescale>(tensors, dtypes, start, end, options, squares);                               \
+  }                                                                                                           \
+  constexpr RangeUpdate name##_updates[3][2] = {{name<kNoMomentum, false>, name<kNoMomentum, true>},          \
+                                                {name<kHeavyMomentum, false>, name<kHeavyMomentum, true>},    \
+                                                {name<kLightMomentum, false>, name<kLightMomentum, true>}};
 
-DEFINE_RANGE_UPDATE(update_baseline, )
+struct Implementation {
+  const RangeUpdate (*updates)[2];
+  const char* instructions;
+};
+
+DEFINE_UPDATES(baseline, )
 #if defined(__x86_64__)
 #if defined(__clang__)
 #define AVX512 "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"
 #else
 #define AVX512 "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512"
 #endif
-DEFINE_RANGE_UPDATE(update_avx2, __attribute__((target("avx2,fma"))))
-DEFINE_RANGE_UPDATE(update_avx512, __attribute__((target(AVX512))))
+DEFINE_UPDATES(avx2, __attribute__((target("avx2,fma"))))
+DEFINE_UPDATES(avx512, __attribute__((target(AVX512))))
 #endif
-
-struct Implementation {
-  RangeUpdate update;
-  const char* instructions;
-};
 
 // ATEN_CPU_CAPABILITY limits the choice to "avx2" or "default", as it does that of torch's own kernels.
 Implementation best_implementation() {
@@ -283,29 +273,24 @@ Implementation best_implementation() {
   const bool only_default = limit != nullptr && std::strcmp(limit, "default") == 0;
   const bool only_avx2 = limit != nullptr && std::strcmp(limit, "avx2") == 0;
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx2 && avx512 && !only_avx2 && !only_default) return {update_avx512, "AVX512"};
-  if (avx2 && !only_default) return {update_avx2, "AVX2"};
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (has_avx512 && !only_avx2 && !only_default) return {avx512_updates, "AVX512"};
+  if (has_avx2 && !only_default) return {avx2_updates, "AVX2"};
 #endif
-  return {update_baseline, "DEFAULT"};
+  return {baseline_updates, "DEFAULT"};
 }
 
-const Implementation& implementation() {
-  static const Implementation best = best_implementation();
-  return best;
-}
+const Implementation implementation = best_implementation();
 
 // GOMP_parallel, omp_get_num_threads and omp_get_thread_num of one OpenMP library. GCC's has these names and signatures,
 // and so have those of LLVM and Intel. Without them a step uses one thread.
-struct OpenMP {
+struct {
   void (*parallel)(void (*function)(void*), void* data, unsigned threads, unsigned flags);
   int (*team)();
   int (*thread)();
-};
-
-OpenMP openmp{};
+} openmp{};
 
 // Calls function(thread, team) on each thread of a team of at most `threads`.
 template <typename Function>
@@ -327,7 +312,7 @@ int64_t cut(int64_t bound, int64_t first, int64_t size) {
 extern "C" {
 
 // Changes whenever a signature below does, so that a library built from other sources is not called.
-int32_t hf_lpsgd_interface() { return 5; }
+int32_t hf_lpsgd_interface() { return 800 + (sizeof(Options) / sizeof(float)) - 2; }
 
 // Takes the functions to make threads with.
 void hf_lpsgd_use_openmp(void (*parallel)(void (*)(void*), void*, unsigned, unsigned), int (*team)(), int (*thread)()) {
@@ -344,21 +329,19 @@ int32_t hf_lpsgd_threads(int32_t most) {
 }
 
 // The instruction set in use: AVX512, AVX2 or DEFAULT.
-const char* hf_lpsgd_instructions() { return implementation().instructions; }
+const char* hf_lpsgd_instructions() { return implementation.instructions; }
 
 // Updates `count` dense tensors in place. `buffers` is null for LPSGD. `dtypes` are those of the parameters, the
-// gradients and the buffers; all tensors share them. The mean (for LPSGD the gradient) is cut off at `bound` for the
-// update. `most_threads` is the largest number of threads to use. Where `squares` is not null, it gets the sum of the
-// squares of the means, before they are cut off. Where `keys` is not null, it has two words per tensor, and 16-bit
-// parameters and buffers are rounded stochastically.
+// gradients and the buffers; all tensors share them. `most_threads` is the largest number of threads to use. Where
+// `squares` is not null, it gets the sum of the squares of the means, before they are cut off. Where `keys` is not null,
+// it has two words per tensor, and 16-bit parameters and buffers are rounded stochastically.
 void hf_lpsgd_step(int64_t count, void* const* params, const void* const* grads, void* const* buffers,
-                   const int64_t* sizes, const int32_t* dtypes, const uint32_t* keys, float lr, float decay,
-                   float weight, float rho, float eps, float bound, int32_t maximize, int32_t most_threads, double* squares) {
-  const RangeUpdate update = implementation().update;
-  const Options options{lr, decay, weight, rho, eps, bound, maximize ? -1.0f : 1.0f};
-  const Mean mean = buffers == nullptr ? kNoMomentum : weight < 0.5f ? kHeavyMomentum : kLightMomentum;
-  int64_t total = 0;
-  for (int64_t index = 0; index < count; ++index) total += sizes[index];
+                   const int64_t* sizes, const int32_t* dtypes, const uint32_t* keys, const Options* given,
+                   int32_t most_threads, double* squares) {
+  const Options options = *given;
+  const Mean mean = buffers == nullptr ? kNoMomentum : options.weight < 0.5f ? kHeavyMomentum : kLightMomentum;
+  const RangeUpdate update = implementation.updates[mean][options.rho != 0.0f];
+  const int64_t total = std::accumulate(sizes, sizes + count, int64_t{0});
   const int64_t useful = (total + kPerThread - 1) / kPerThread;
   const int threads = static_cast<int>(std::clamp<int64_t>(useful, 1, std::max(most_threads, 1)));
   std::vector<double> measured(threads, 0.0);  // summed in one order, whichever thread is the first to be done
@@ -371,13 +354,10 @@ void hf_lpsgd_step(int64_t count, void* const* params, const void* const* grads,
       const Tensors tensors{params[index], grads[index], buffers == nullptr ? nullptr : buffers[index],
                             keys == nullptr ? nullptr : keys + 2 * index};
       const int64_t from = cut(begin, first, sizes[index]), to = cut(end, first, sizes[index]);
-      if (from < to) update(tensors, dtypes, from, to, options, mean, rho != 0.0f, squares == nullptr ? nullptr : &sum);
+      if (from < to) update(tensors, dtypes, from, to, options, squares == nullptr ? nullptr : &sum);
     }
     measured[thread] = sum;
   });
-  if (squares != nullptr) {
-    *squares = 0.0;
-    for (const double sum : measured) *squares += sum;
-  }
+  if (squares != nullptr) *squares = std::accumulate(measured.begin(), measured.end(), 0.0);
 }
 }

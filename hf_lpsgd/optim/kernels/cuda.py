@@ -15,16 +15,16 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from .tensors import ParamGradBuffer, StepHyperparameters
+from .hyperparameters import NUMBERS, Hyperparameters
+from .tensors import Tensors
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
 
 _reasons: dict[torch.device, str | None] = {}
 
 
 def why_unavailable(device: torch.device) -> str | None:
-    """Why the fused step cannot be used on this device, and what to do; None if it can."""
+    """Say why the fused step cannot be used on this device, and what to do; None if it can."""
     if device not in _reasons:
         if torch.cuda.is_current_stream_capturing():
             return "the kernel cannot be tried while a CUDA graph is captured: make one step before the capture"
@@ -49,7 +49,7 @@ def _find_reason(device: torch.device) -> str | None:
         return f"triton needs a GPU of compute capability 7.0 or higher, and this one has {major}.{minor}"
     probe = torch.zeros(1, device=device)
     try:
-        step([ParamGradBuffer(probe, probe.clone(), None)], StepHyperparameters(0.0, 0.0, 0.0, 0.0, 0.0, False))
+        step(Tensors([probe], [probe.clone()], None, [0]), Hyperparameters(0.0))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # triton raises errors of many kinds, such as where it finds no C compiler
@@ -60,7 +60,7 @@ def _find_reason(device: torch.device) -> str | None:
 
 @cache
 def supports(device: torch.device, *dtypes: torch.dtype | None) -> bool:
-    """Whether a parameter, gradient and momentum buffer (or None) of these dtypes can be updated on this device."""
+    """Say whether a parameter, gradient and momentum buffer (or None) of these dtypes can be updated there."""
     if any(dtype not in (None, *_DTYPES) for dtype in dtypes):
         return False
     is_nvidia = device.type == "cuda" and torch.version.hip is None
@@ -69,7 +69,7 @@ def supports(device: torch.device, *dtypes: torch.dtype | None) -> bool:
     return True
 
 
-def step(triples: list[ParamGradBuffer], hyper: StepHyperparameters) -> bool:
+def step(tensors: Tensors, hyper: Hyperparameters) -> bool:
     """Update dense tensors in place, as the contract of [`hf_lpsgd.optim.kernels`][] says.
 
     The step does not wait for the device. New values of `lr` or `rho`, or new addresses, compile nothing.
@@ -80,46 +80,40 @@ def step(triples: list[ParamGradBuffer], hyper: StepHyperparameters) -> bool:
     """
     from . import triton_kernel as kernel
 
-    lr, momentum, rho, eps, weight_decay, maximize, lr_scale, bound, squares, rounding = hyper
-    device = triples[0][0].device
+    device = tensors.params[0].device
     # For an int or a NumPy number triton would compile again, or fail.
-    lr = lr if isinstance(lr, Tensor) and lr.device == device else float(lr)
-    sizes = tuple(triple.param.numel() for triple in triples)
-    addresses = tuple(0 if t is None else t.data_ptr() for triple in triples for t in triple[:3])
-    numbers = tuple(triple.number for triple in triples)
+    numbers = {name: float(getattr(hyper, name)) for name in NUMBERS}
+    lr = hyper.lr if isinstance(hyper.lr, Tensor) and hyper.lr.device == device else float(hyper.lr)
+    sizes = tuple(param.numel() for param in tensors.params)
+    columns = [tensors.params, tensors.grads, tensors.buffers]
+    addresses = [(0,) * len(sizes) if column is None else tuple(map(Tensor.data_ptr, column)) for column in columns]
     # The device is the CPU where triton interprets the kernel.
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         tensor_of_block = _on_device((sizes, device), lambda: _tensor_of_block(sizes, kernel.BLOCK), device)
-        rows = (addresses, sizes, numbers)
-        table = _on_device((*rows, device), lambda: _table(*rows, kernel.BLOCK), device)
+        rows = (*addresses, sizes, tuple(tensors.numbers))
+        table = _on_device((*rows, device), lambda: _table(rows, kernel.BLOCK), device)
         if tensor_of_block is None or table is None:
             return False
-        measured = None if squares is None else torch.empty(len(tensor_of_block), device=device)
-        param_dtype, grad_dtype, buffer_dtype = (None if t is None else kernel.DTYPES[t.dtype] for t in triples[0][:3])
+        measured = None if hyper.squares is None else torch.empty(len(tensor_of_block), device=device)
+        dtypes = [None if dtype is None else kernel.DTYPES[dtype] for dtype in tensors.dtypes]
         kernel.lp_step[(len(tensor_of_block),)](
             table,
             tensor_of_block,
-            lr,
-            1 - float(momentum),
-            float(rho),
-            float(eps),
-            float(weight_decay),
-            -1.0 if maximize else 1.0,
-            float(lr_scale),
-            float(bound),
             table if measured is None else measured,
-            *(key - (key >> 31 << 32) for key in rounding or (0, 0)),
-            PARAM_DTYPE=param_dtype,
-            GRAD_DTYPE=grad_dtype,
-            BUFFER_DTYPE=buffer_dtype,
+            *(key - (key >> 31 << 32) for key in hyper.rounding or (0, 0)),
+            lr,
+            **numbers,
+            PARAM_DTYPE=dtypes[0],
+            GRAD_DTYPE=dtypes[1],
+            BUFFER_DTYPE=dtypes[2],
             LR_IS_TENSOR=isinstance(lr, Tensor),
             MEASURE=measured is not None,
-            STOCHASTIC=rounding is not None,
+            STOCHASTIC=hyper.rounding is not None,
             BLOCK=kernel.BLOCK,
             num_warps=kernel.NUM_WARPS,
         )
-        if squares is not None and measured is not None:
-            squares.add(measured.double().sum(), sum(sizes))
+        if hyper.squares is not None and measured is not None:
+            hyper.squares.add(measured.double().sum(), sum(sizes))
     return True
 
 
@@ -128,14 +122,13 @@ def _tensor_of_block(sizes: tuple[int, ...], block: int) -> Tensor:
     return torch.repeat_interleave(torch.arange(len(sizes), dtype=torch.int32, device="cpu"), counts)
 
 
-def _table(addresses: tuple[int, ...], sizes: tuple[int, ...], numbers: tuple[int, ...], block: int) -> Tensor:
-    rows, first_block = [], 0
-    for index, size in enumerate(sizes):
-        triple = addresses[3 * index : 3 * index + 3]
-        are_aligned = all(address % 16 == 0 for address in triple)
-        rows.append([*triple, size, first_block, int(are_aligned), numbers[index]])
+def _table(rows: tuple[tuple[int, ...], ...], block: int) -> Tensor:
+    table, first_block = [], 0
+    for *addresses, size, number in zip(*rows, strict=True):
+        are_aligned = all(address % 16 == 0 for address in addresses)
+        table.append([*addresses, size, first_block, int(are_aligned), number])
         first_block += -(-size // block)
-    return torch.tensor(rows, device="cpu")
+    return torch.tensor(table, device="cpu")
 
 
 class _Upload:
@@ -145,7 +138,7 @@ class _Upload:
         self.stream = torch.cuda.current_stream(device)
         self.tensor = values.pin_memory().to(device, non_blocking=True)
         self.copied = self.stream.record_event()
-        self.bytes = values.numel() * values.element_size()
+        self.bytes = values.nbytes
 
     def read_on(self, stream: torch.cuda.Stream, capturing: bool) -> Tensor:
         # torch synchronizes the device before a capture, and a capture cannot wait for an event from before it.
@@ -156,10 +149,10 @@ class _Upload:
 
 
 class _Uploads:
-    """The most recent uploads, at most 32 MiB and 4,096 of them."""
+    """The most recent uploads, at most 32 MiB of them."""
 
     most_bytes = 2**25
-    most = 4096  # each takes 512 bytes or more, and layerwise there is one for each gradient's address
+    least_bytes = 2**13  # that one counts, so that there are at most 4,096: layerwise each has one gradient's address
 
     def __init__(self) -> None:
         self.lock = Lock()
@@ -177,9 +170,9 @@ class _Uploads:
                     self.of_graphs.add(upload)
             elif not capturing:
                 upload = self.latest[key] = _Upload(build(), device)
-                self.bytes += upload.bytes
-                while (self.bytes > self.most_bytes or len(self.latest) > self.most) and len(self.latest) > 2:
-                    self.bytes -= self.latest.popitem(last=False)[1].bytes
+                self.bytes += max(upload.bytes, self.least_bytes)
+                while self.bytes > self.most_bytes and len(self.latest) > 2:
+                    self.bytes -= max(self.latest.popitem(last=False)[1].bytes, self.least_bytes)
             return upload
 
 
@@ -187,7 +180,7 @@ _uploads = _Uploads()
 
 
 def _on_device(key: Hashable, build: Callable[[], Tensor], device: torch.device) -> Tensor | None:
-    """What `build` makes, copied to `device`, or the copy made earlier for the same `key`.
+    """Return what `build` makes on `device`, or the copy made earlier for the same `key`.
 
     None where there is no earlier copy and a CUDA graph is being captured: a capture cannot allocate host memory.
     """

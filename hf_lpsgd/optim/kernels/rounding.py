@@ -11,9 +11,6 @@ integer hash below (of the family of Chris Wellons' hash-prospector).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -28,27 +25,13 @@ ROUNDED = (torch.bfloat16, torch.float16)
 Key = tuple[int, int]
 
 
-class StochasticRounding(NamedTuple):
-    """The random numbers of one step.
-
-    Attributes:
-        seed: of the run.
-        step: number of the step.
-        numbers: of the parameters, one for each; None for 0, 1, 2 and so on.
-    """
-
-    seed: int
-    step: int
-    numbers: Sequence[int] | None = None
-
-    @property
-    def key(self) -> Key:
-        """The key of the step: by splitmix64 from seed and step."""
-        state = (int(self.seed) * 0xD1342543DE82EF95 + self.step * 0x9E3779B97F4A7C15) & (2**64 - 1)
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
-        state ^= state >> 31
-        return state >> 32, state & _WORD
+def key_of_step(seed: int, step: int) -> Key:
+    """The key of a step: by splitmix64 from the seed of the run and the number of the step."""
+    state = (int(seed) * 0xD1342543DE82EF95 + step * 0x9E3779B97F4A7C15) & (2**64 - 1)
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+    state ^= state >> 31
+    return state >> 32, state & _WORD
 
 
 def key_of_parameter(key: Key, number: int) -> Key:

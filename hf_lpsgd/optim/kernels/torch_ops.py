@@ -6,149 +6,93 @@ Tensors are updated in blocks. So the temporaries of a step stay below a constan
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from .hyperparameters import Hyperparameters
 from .rounding import ROUNDED, key_of_parameter, random_numbers, rounded
-from .tensors import Block, ParamGradBuffer, StepHyperparameters, SumOfSquares, blocks
+from .tensors import Block, Tensors, blocks
 
 # Elements of a block. On a CPU a temporary takes 1 MiB. On an accelerator a block is large enough to fill the device,
 # and the four float32 temporaries of a low-precision step take 32 MiB.
 _CPU_BLOCK = 2**18
 _DEVICE_BLOCK = 2**21
 
+# Others, such as MPS, lack float64.
+_HAVE_FLOAT64 = ("cpu", "cuda")
 
-def step(triples: list[ParamGradBuffer], hyper: StepHyperparameters, *, foreach: bool) -> None:
-    """Update tensors of one device and of the same dtypes in place.
 
-    Args:
-        triples: parameters, gradients and momentum buffers (or None), of any strides.
-        hyper: the hyperparameters of the step.
-        foreach: use the foreach kernels.
-    """
-    lr = float(hyper.lr)  # a tensor on a device is read once
-    dtype = torch.float64 if triples[0][0].dtype == torch.float64 else torch.float32
-    limit = _CPU_BLOCK if triples[0][0].device.type == "cpu" else _DEVICE_BLOCK
+def step(tensors: Tensors, hyper: Hyperparameters, *, foreach: bool) -> None:
+    """Update tensors of one device and of the same dtypes, of any strides, in place."""
+    hyper = hyper._replace(lr=float(hyper.lr))  # a tensor on a device is read once
+    limit = _CPU_BLOCK if tensors.params[0].device.type == "cpu" else _DEVICE_BLOCK
     batch: list[Block] = []
     elements = 0
-    for block in blocks(triples, limit):
-        if not foreach:
-            _single_tensor(block, hyper, lr, dtype)
-            continue
-        size = block[0].numel()
-        if elements + size > limit:
-            _multi_tensor(batch, hyper, lr, dtype)
+    for block in blocks(tensors, limit):
+        size = block.tensors[0].numel()
+        if batch and (not foreach or elements + size > limit):
+            _update(batch, hyper, foreach)
             batch, elements = [], 0
         batch.append(block)
         elements += size
     if batch:
-        _multi_tensor(batch, hyper, lr, dtype)
+        _update(batch, hyper, foreach)
 
 
-def _single_tensor(block: Block, hyper: StepHyperparameters, lr: float, dtype: torch.dtype) -> None:
-    param, grad, buffer = block[:3]
-    _, momentum, rho, eps, weight_decay, maximize, lr_scale, bound, squares, _ = hyper
-    random = _random(block, hyper)
-    grad = grad.to(dtype)
-    if maximize:
-        grad = -grad
-    mean = grad
-    if buffer is not None:
-        mean = buffer if buffer.dtype == dtype else buffer.to(dtype)
-        mean.lerp_(grad, 1 - momentum)
-        if mean is not buffer:
-            _write(buffer, mean, random)
-    if squares is not None:
-        squares.add(_squares(mean), mean.numel())
-    if bound < math.inf:
-        mean = mean.clamp(-bound, bound)
-    update_lr = lr * lr_scale
-    theta = param if param.dtype == dtype else param.to(dtype)
-    if weight_decay != 0:
-        theta.mul_(1 - lr * weight_decay)
-    if rho == 0:
-        theta.add_(mean, alpha=-update_lr)
-    else:
-        scale = mean.abs().add_(eps)
-        if eps < torch.finfo(dtype).tiny:
-            scale.clamp_min_(torch.finfo(dtype).tiny)
-        scale.log2_().mul_(-rho).exp2_()
-        theta.addcmul_(mean, scale, value=-update_lr)
-    if theta is not param:
-        _write(param, theta, random)
+def _update(batch: list[Block], hyper: Hyperparameters, foreach: bool) -> None:
+    """Update the blocks of a batch; without `foreach` there is one."""
 
+    def apply(operation: str, first: Sequence[Tensor], *others: Any, **options: Any) -> Sequence[Tensor]:
+        if foreach:
+            return getattr(torch, f"_foreach_{operation}")(first, *others, **options)  # type: ignore[no-any-return]
+        # Not a foreach call on one tensor: torch.vmap maps none, and on CUDA they may round otherwise.
+        return [getattr(first[0], operation)(*(o[0] if isinstance(o, list) else o for o in others), **options)]
 
-def _random(block: Block, hyper: StepHyperparameters) -> torch.Tensor | None:
-    """The random numbers of a block, if anything in it is rounded by them."""
-    has_use = any(tensor is not None and tensor.dtype in ROUNDED for tensor in (block.param, block.buffer))
-    if hyper.rounding is None or not has_use:
-        return None
-    return random_numbers(key_of_parameter(hyper.rounding, block.number), block.places())
+    def write(targets: list[Tensor], values: list[Tensor]) -> None:
+        if hyper.rounding is None or targets[0].dtype not in ROUNDED:
+            apply("copy_", targets, values)
+            return
+        for target, value, numbers in zip(targets, values, random, strict=True):
+            target.copy_(rounded(value, numbers, target.dtype))
 
-
-def _write(target: torch.Tensor, values: torch.Tensor, random: torch.Tensor | None) -> None:
-    target.copy_(values if random is None or target.dtype not in ROUNDED else rounded(values, random, target.dtype))
-
-
-def measure_ahead(triples: list[ParamGradBuffer], momentum: float, squares: SumOfSquares) -> None:
-    """Gather the squares that a step of `triples` would gather, and change nothing."""
-    for _, grad, buffer, *_ in blocks(triples, _CPU_BLOCK):
-        dtype = torch.promote_types(grad.dtype, torch.float32)
-        mean = grad.to(dtype)
-        if buffer is not None:
-            mean = buffer.to(dtype).lerp(mean, 1 - momentum)
-        squares.add(_squares(mean), mean.numel())
-
-
-def _squares(tensor: torch.Tensor) -> torch.Tensor:
-    norm: torch.Tensor = torch.linalg.vector_norm(tensor, dtype=torch.float64)
-    return norm.square()
-
-
-def _multi_tensor(batch: list[Block], hyper: StepHyperparameters, lr: float, dtype: torch.dtype) -> None:
-    _, momentum, rho, eps, weight_decay, maximize, lr_scale, bound, squares, _ = hyper
-    params = [block.param for block in batch]
-    grads = [block.grad.to(dtype) for block in batch]
-    random = [_random(block, hyper) for block in batch]
-    if maximize:
-        grads = list(torch._foreach_neg(grads))
-    means = grads
-    buffers = [block.buffer for block in batch if block.buffer is not None]
-    if buffers:
-        means = [buffer.to(dtype) for buffer in buffers]
-        torch._foreach_lerp_(means, grads, 1 - momentum)
+    params, grads, *momentum = (list(column) for column in zip(*(block.tensors for block in batch), strict=True))
+    dtype = torch.float64 if params[0].dtype == torch.float64 else torch.float32
+    random = []
+    if hyper.rounding is not None and any(column[0].dtype in ROUNDED for column in (params, *momentum)):
+        random = [random_numbers(key_of_parameter(hyper.rounding, block.number), block.places()) for block in batch]
+    means = [grad.to(dtype) for grad in grads]
+    if hyper.sign < 0:
+        means = list(apply("neg", means))
+    for buffers in momentum:
+        grads, means = means, [buffer.to(dtype) for buffer in buffers]
+        apply("lerp_", means, grads, hyper.grad_weight)
         if buffers[0].dtype != dtype:
-            _write_all(buffers, means, random)
-    if squares is not None:
+            write(buffers, means)
+    if hyper.squares is not None:
         for mean in means:
-            squares.add(_squares(mean), mean.numel())
-    if bound < math.inf:
-        means = [mean.clamp(-bound, bound) for mean in means]
-    update_lr = lr * lr_scale
+            wide = torch.float64 if mean.device.type in _HAVE_FLOAT64 else torch.float32
+            hyper.squares.add(torch.linalg.vector_norm(mean, dtype=wide).square(), mean.numel())
+    if hyper.bound < math.inf:
+        means = [mean.clamp(-hyper.bound, hyper.bound) for mean in means]
     thetas = [param.to(dtype) for param in params]
-    if weight_decay != 0:
-        torch._foreach_mul_(thetas, 1 - lr * weight_decay)
-    if rho == 0:
-        torch._foreach_add_(thetas, means, alpha=-update_lr)
+    if hyper.weight_decay != 0:
+        apply("mul_", thetas, 1 - hyper.lr * hyper.weight_decay)
+    update_lr = float(hyper.lr * hyper.lr_scale)
+    if hyper.rho == 0:
+        apply("add_", thetas, means, alpha=-update_lr)
     else:
-        scales = list(torch._foreach_abs(means))
-        torch._foreach_add_(scales, eps)
-        if eps < torch.finfo(dtype).tiny:
-            torch._foreach_clamp_min_(scales, torch.finfo(dtype).tiny)
-        if scales[0].device.type == "cpu":
-            # There is no foreach exp2, and pow is many times as slow as log2 and exp2 on a CPU.
+        scales = list(apply("abs", means))
+        apply("add_", scales, hyper.eps)
+        if hyper.eps < torch.finfo(dtype).tiny:
+            apply("clamp_min_", scales, torch.finfo(dtype).tiny)
+        if foreach and scales[0].device.type != "cpu":
+            apply("pow_", scales, -hyper.rho)
+        else:  # pow is many times as slow as log2 and exp2 on a CPU, and there is no foreach exp2
             for scale in scales:
-                scale.log2_().mul_(-rho).exp2_()
-        else:
-            torch._foreach_pow_(scales, -rho)
-        torch._foreach_addcmul_(thetas, means, scales, -update_lr)
+                scale.log2_().mul_(-hyper.rho).exp2_()
+        apply("addcmul_", thetas, means, scales, value=-update_lr)
     if params[0].dtype != dtype:
-        _write_all(params, thetas, random)
-
-
-def _write_all(targets: list[torch.Tensor], values: list[torch.Tensor], random: list[torch.Tensor | None]) -> None:
-    if random[0] is None:
-        torch._foreach_copy_(targets, values)
-        return
-    for target, value, numbers in zip(targets, values, random, strict=True):
-        _write(target, value, numbers)
+        write(params, thetas)

@@ -12,28 +12,13 @@ NUM_WARPS = 4
 DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
+# fmt: off
 @triton.jit(do_not_specialize=["key0", "key1"])
 def lp_step(
-    table,
-    tensor_of_block,
-    lr,
-    grad_weight,
-    rho,
-    eps,
-    weight_decay,
-    sign,
-    lr_scale,
-    bound,
-    squares,
-    key0,
-    key1,
-    PARAM_DTYPE: tl.constexpr,
-    GRAD_DTYPE: tl.constexpr,
-    BUFFER_DTYPE: tl.constexpr,
-    LR_IS_TENSOR: tl.constexpr,
-    MEASURE: tl.constexpr,
-    STOCHASTIC: tl.constexpr,
-    BLOCK: tl.constexpr,
+    table, tensor_of_block, squares, key0, key1,
+    lr, grad_weight, rho, eps, weight_decay, sign, lr_scale, bound,
+    PARAM_DTYPE: tl.constexpr, GRAD_DTYPE: tl.constexpr, BUFFER_DTYPE: tl.constexpr,
+    LR_IS_TENSOR: tl.constexpr, MEASURE: tl.constexpr, STOCHASTIC: tl.constexpr, BLOCK: tl.constexpr,
 ):
     """Update one block of one tensor.
 
@@ -42,7 +27,8 @@ def lp_step(
     number of the parameter in its optimizer.
     `tensor_of_block` gives the row of each block. BUFFER_DTYPE is None for LPSGD. With MEASURE, the sum of the squares
     of a block's means, or for LPSGD of its gradients, goes to `squares`. With STOCHASTIC, what is stored in
-    16 bits is rounded by random numbers, as in rounding.py; `key0` and `key1` are those of the step.
+    16 bits is rounded by random numbers, as in rounding.py; `key0` and `key1` are those of the step. The other numbers
+    are those of Hyperparameters in tensors.py.
     """
     block = tl.program_id(0)
     row = table + tl.load(tensor_of_block + block) * 7
@@ -58,62 +44,26 @@ def lp_step(
         lr = tl.load(lr).to(tl.float32)
     if STOCHASTIC:
         number = tl.load(row + 6).to(tl.uint32)
-        key0 = _mix(key0.to(tl.uint32, bitcast=True) ^ _mix(number + 0x9E3779B9))
-        key1 = _mix(key1.to(tl.uint32, bitcast=True) + key0)
+        key0 = _mix(key0.to(tl.uint32, bitcast=True) ^ _mix(number + 0x9E3779B9, 0), 0)
+        key1 = _mix(key1.to(tl.uint32, bitcast=True) + key0, 0)
     first = start.to(tl.uint32)
-    params, grads, buffers = param + start, grad + start, buffer + start
     HAS_BUFFER: tl.constexpr = BUFFER_DTYPE is not None
     # Most blocks are whole, and then each thread can load and store 16 bytes at a time.
     if (remaining >= BLOCK) & (tl.load(row + 5) != 0):
-        params, grads = tl.multiple_of(param, 16) + start, tl.multiple_of(grad, 16) + start
-        buffers = tl.multiple_of(buffer, 16) + start
         _update(
-            params,
-            grads,
-            buffers,
-            remaining,
-            lr,
-            grad_weight,
-            rho,
-            eps,
-            weight_decay,
-            sign,
-            lr_scale,
-            bound,
-            squares + block,
-            first,
-            key0,
-            key1,
-            HAS_BUFFER,
-            MEASURE,
-            STOCHASTIC,
-            True,
-            BLOCK,
+            tl.multiple_of(param, 16) + start, tl.multiple_of(grad, 16) + start, tl.multiple_of(buffer, 16) + start,
+            remaining, squares + block, first, key0, key1,
+            lr, grad_weight, rho, eps, weight_decay, sign, lr_scale, bound,
+            HAS_BUFFER, MEASURE, STOCHASTIC, True, BLOCK,
         )
     else:
         _update(
-            params,
-            grads,
-            buffers,
-            remaining,
-            lr,
-            grad_weight,
-            rho,
-            eps,
-            weight_decay,
-            sign,
-            lr_scale,
-            bound,
-            squares + block,
-            first,
-            key0,
-            key1,
-            HAS_BUFFER,
-            MEASURE,
-            STOCHASTIC,
-            False,
-            BLOCK,
+            param + start, grad + start, buffer + start,
+            remaining, squares + block, first, key0, key1,
+            lr, grad_weight, rho, eps, weight_decay, sign, lr_scale, bound,
+            HAS_BUFFER, MEASURE, STOCHASTIC, False, BLOCK,
         )
+# fmt: on
 
 
 @triton.jit
@@ -122,22 +72,23 @@ def _add(a, b):
 
 
 @triton.jit
-def _mix(word):
+def _mix(word, key):
     word ^= word >> 16
     word *= 0x21F0AAAD
     word ^= word >> 15
+    word += key
     word *= 0xD35A2D97
     return word ^ (word >> 15)
 
 
 @triton.jit
-def _rounded(value, random, DTYPE: tl.constexpr):
-    """`value` as DTYPE, rounded by a random number of 16 bits where DTYPE has 16 bits; as in rounding.py."""
+def _rounded(value, random, DTYPE: tl.constexpr, STOCHASTIC: tl.constexpr):
+    """Return `value` as DTYPE, rounded to the nearest, or stochastically as in rounding.py where DTYPE has 16 bits."""
     bits = value.to(tl.uint32, bitcast=True)
-    if DTYPE == tl.bfloat16:  # noqa: SIM300
+    if STOCHASTIC and DTYPE == tl.bfloat16:  # noqa: SIM300
         result = tl.where(value == value, bits + random, 0x7FC00000) >> 16
         return result.to(tl.uint16).to(tl.bfloat16, bitcast=True)
-    elif DTYPE == tl.float16:  # noqa: SIM300
+    elif STOCHASTIC and DTYPE == tl.float16:  # noqa: SIM300
         magnitude = bits & 0x7FFFFFFF
         normal = (magnitude - 0x38000000 + (random >> 3)) >> 13
         shift = tl.minimum(tl.maximum(112 - (magnitude >> 23).to(tl.int32), 0), 31).to(tl.uint32)
@@ -150,41 +101,21 @@ def _rounded(value, random, DTYPE: tl.constexpr):
         return value.to(DTYPE)
 
 
+# fmt: off
 @triton.jit
 def _update(
-    params,
-    grads,
-    buffers,
-    remaining,
-    lr,
-    grad_weight,
-    rho,
-    eps,
-    weight_decay,
-    sign,
-    lr_scale,
-    bound,
-    squares,
-    first,
-    key0,
-    key1,
-    HAS_BUFFER: tl.constexpr,
-    MEASURE: tl.constexpr,
-    STOCHASTIC: tl.constexpr,
-    WHOLE: tl.constexpr,
+    params, grads, buffers, remaining, squares, first, key0, key1,
+    lr, grad_weight, rho, eps, weight_decay, sign, lr_scale, bound,
+    HAS_BUFFER: tl.constexpr, MEASURE: tl.constexpr, STOCHASTIC: tl.constexpr, WHOLE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    # fmt: on
     offsets = tl.arange(0, BLOCK)
     mask = None if WHOLE else offsets < remaining
+    random = offsets  # unused, unless it is drawn
     if STOCHASTIC:
         places = first + offsets.to(tl.uint32)
-        words = (places >> 1) ^ key0
-        words ^= words >> 16
-        words *= 0x21F0AAAD
-        words ^= words >> 15
-        words += key1
-        words *= 0xD35A2D97
-        words ^= words >> 15
+        words = _mix((places >> 1) ^ key0, key1)
         random = tl.where((places & 1) == 0, words & 0xFFFF, words >> 16)
     params, grads, buffers = params + offsets, grads + offsets, buffers + offsets
     param = tl.load(params, mask=mask).to(tl.float32)
@@ -194,10 +125,7 @@ def _update(
         # Of the two ways to interpolate, the one with the smaller error, as torch.lerp does.
         change = mean - buffer
         mean = tl.where(grad_weight < 0.5, buffer + grad_weight * change, mean - (1.0 - grad_weight) * change)
-        if STOCHASTIC:
-            tl.store(buffers, _rounded(mean, random, buffers.dtype.element_ty), mask=mask)
-        else:
-            tl.store(buffers, mean.to(buffers.dtype.element_ty), mask=mask)
+        tl.store(buffers, _rounded(mean, random, buffers.dtype.element_ty, STOCHASTIC), mask=mask)
     if MEASURE:
         square = mean * mean if WHOLE else tl.where(offsets < remaining, mean * mean, 0.0)
         tl.store(squares, tl.reduce(square, 0, _add))
@@ -220,7 +148,4 @@ def _update(
     scale = tl.exp2(-rho * exponent.to(tl.float32) - rho * (log2 * z))
     scale = tl.where((magnitude > 3.4028234663852886e38) & (rho > 0.0), 0.0, scale)
     param = (1.0 - lr * weight_decay) * param - (lr * lr_scale * mean) * scale
-    if STOCHASTIC:
-        tl.store(params, _rounded(param, random, params.dtype.element_ty), mask=mask)
-    else:
-        tl.store(params, param.to(params.dtype.element_ty), mask=mask)
+    tl.store(params, _rounded(param, random, params.dtype.element_ty, STOCHASTIC), mask=mask)

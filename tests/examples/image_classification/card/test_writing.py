@@ -214,11 +214,11 @@ def test_the_reference_size_of_the_gradient_is_told_with_how_it_was_found(traine
         param.grad = torch.full((2,), 0.5)
         optimizer.step()
     card = make_model_card(trainer(optimizer=optimizer), FACTS)
-    assert hyperparameters(card)[key] == "0.0935, measured over 3 updates; saturation 0.1, lr_factor 0.5"
+    assert hyperparameters(card)[key] == "0.0935, measured over 3 updates"
     assert "So no element moves by more than 0.5 * lr." in card.text
     given = LPSGD([torch.zeros(1)], grad_rms=0.25)
     card = make_model_card(trainer(optimizer=given), FACTS)
-    assert hyperparameters(card)[key] == "0.25, as given; saturation 1, lr_factor 1"
+    assert hyperparameters(card)[key] == "0.25, as given"
     assert "So no element moves by more than lr." in card.text
     papers = make_model_card(trainer(optimizer=LPSGD([torch.zeros(1)])), FACTS)
     assert key not in hyperparameters(papers)

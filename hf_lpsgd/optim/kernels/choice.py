@@ -1,0 +1,178 @@
+"""What updates tensors: the implementations, the choice of one, and whether a fused kernel is trusted."""
+
+from __future__ import annotations
+
+from functools import cache
+from operator import attrgetter
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from ...notices import warn_user
+from . import cpu, cuda, self_check, torch_ops
+from .hyperparameters import Hyperparameters
+from .tensors import PLAIN_TENSOR_TYPES, Dtypes, Tensors, share_memory_order
+
+# `single` is one tensor at a time.
+Implementation = Literal["fused", "foreach", "single"]
+
+_FOREACH_DEVICES = ("cuda", "xpu", "mtia")
+_PLAIN = frozenset(PLAIN_TENSOR_TYPES)
+
+
+class FusedKernel(Protocol):
+    """The interface of a fused kernel; a module can have it."""
+
+    def why_unavailable(self, device: torch.device) -> str | None:
+        """Say why the kernel cannot be used on `device`, and what to do; None if it can."""
+
+    def supports(self, device: torch.device, *dtypes: torch.dtype | None) -> bool:
+        """Say whether it updates a parameter, gradient and momentum buffer (None: no buffer) of these dtypes."""
+
+    def step(self, tensors: Tensors, hyper: Hyperparameters) -> bool:
+        """Update all tensors and return True, or change nothing and return False: it cannot be used just now."""
+
+
+FUSED_KERNELS: dict[str, FusedKernel] = {"cpu": cpu, "cuda": cuda}
+
+
+def why_not_fused(device: torch.device) -> str | None:
+    """Say why there is no fused implementation for tensors on `device`, and what to do; None if there is one."""
+    if device.type not in FUSED_KERNELS:
+        return f"there is none for the device {device.type}, only for {' and '.join(FUSED_KERNELS)}"
+    return FUSED_KERNELS[device.type].why_unavailable(device)
+
+
+def implementation_for(device: torch.device, foreach: bool | None = None, fused: bool | None = None) -> Implementation:
+    """Name what updates tensors on `device` with these options."""
+    if fused or (fused is None and foreach is None and why_not_fused(device) is None):
+        return "fused"
+    return "foreach" if (device.type in _FOREACH_DEVICES if foreach is None else foreach) else "single"
+
+
+def check_fused(device: torch.device, where: str = "", *, at_step: bool = False) -> None:
+    """Fail where `fused=True` is requested for tensors on a device without a fused implementation.
+
+    Tensors on the device `meta` may be moved before the step, so they are accepted, but not `at_step`.
+    """
+    reason = None if device.type == "meta" and not at_step else why_not_fused(device)
+    if reason is not None:
+        raise ValueError(
+            f"Invalid fused{where}: True. The fused implementation cannot be used: {reason}; or leave fused=None, and "
+            "the best implementation available will be used."
+        )
+
+
+def update(tensors: Tensors, hyper: Hyperparameters, foreach: bool | None, fused: bool | None) -> None:
+    """Update tensors of any devices and dtypes in place, by the implementation that is requested, or the best one."""
+    if not _PLAIN.issuperset(map(type, tensors.params)):
+        tensors = tensors.local()
+    if fused:
+        for device in {param.device for param in tensors.params}:
+            check_fused(device, at_step=True)
+    for same in _by_kind(tensors):
+        _update_same(same, hyper, foreach, fused)
+
+
+# Many small tensors take as long as what Python does for each of them, so `map` calls functions that are written in C.
+_device, _dtype, _shape = attrgetter("device"), attrgetter("dtype"), attrgetter("shape")
+
+
+def _by_kind(tensors: Tensors) -> list[Tensors]:
+    """Return the tensors, divided by the device of the parameter and the dtypes."""
+    devices, dtypes = list(map(_device, tensors.params)), [list(map(_dtype, column)) for column in tensors.columns]
+    if all(len(set(values)) == 1 for values in (devices, *dtypes)):
+        return [tensors]
+    places: dict[tuple[object, ...], list[int]] = {}
+    for index, kind in enumerate(zip(devices, *dtypes, strict=True)):
+        places.setdefault(kind, []).append(index)
+    return [tensors.select(indices) for indices in places.values()]
+
+
+def _update_same(tensors: Tensors, hyper: Hyperparameters, foreach: bool | None, fused: bool | None) -> None:
+    """Update tensors of one device and of the same dtypes."""
+    device = tensors.params[0].device
+    if (fused or (fused is None and foreach is None)) and not torch.compiler.is_compiling():
+        reason = why_not_fused(device)
+        if reason is None:
+            tensors = _update_by_kernel(device, tensors, hyper, bool(fused))
+        elif device.type == "cuda":
+            _warn_of_slower(reason)
+    if tensors.params:
+        torch_ops.step(tensors, hyper, foreach=implementation_for(device, foreach, fused=False) == "foreach")
+
+
+def _update_by_kernel(device: torch.device, tensors: Tensors, hyper: Hyperparameters, is_demanded: bool) -> Tensors:
+    """Update by the device's fused kernel the tensors that it supports, if it is trusted, and return the others."""
+    kernel = FUSED_KERNELS[device.type]
+    if not kernel.supports(device, *tensors.dtypes):
+        return tensors
+    fitting, others = tensors, tensors.select([])
+    if not _fit(tensors):
+        fit = [_fit(tensors.select([index])) for index in range(len(tensors.params))]
+        fitting = tensors.select([index for index, fits in enumerate(fit) if fits])
+        others = tensors.select([index for index, fits in enumerate(fit) if not fits])
+    if not fitting.params or not _is_trusted(device, fitting.dtypes, is_demanded) or not kernel.step(fitting, hyper):
+        return tensors
+    increment_version([tensor for column in fitting.columns[::2] for tensor in column])  # but the gradients
+    return others
+
+
+def _fit(tensors: Tensors) -> bool:
+    """Say whether bare addresses tell all: plain tensors on one device, each row of one shape and memory order."""
+    columns = tensors.columns
+    device, shapes = tensors.params[0].get_device(), list(map(_shape, tensors.params))
+    try:
+        for column in columns:
+            if not _PLAIN.issuperset(map(type, column)) or set(map(Tensor.get_device, column)) != {device}:
+                return False
+            if any(map(Tensor.is_neg, column)) or not all(map(Tensor.data_ptr, column)):
+                return False
+            if column is not tensors.params and list(map(_shape, column)) != shapes:
+                return False
+    except RuntimeError:  # tensors that torch.func maps or transforms have no data_ptr
+        return False
+    if all(all(map(Tensor.is_contiguous, column)) for column in columns):
+        return True
+    return all(map(share_memory_order, *columns))
+
+
+# What the kernels of this process compute wrongly, by device and dtypes; None where nothing was found.
+_found_wrong: dict[tuple[torch.device, Dtypes], str | None] = {}
+
+
+def why_distrusted(device: torch.device, dtypes: Dtypes) -> str | None:
+    """Say what the fused kernel of `device` computes wrongly on tensors of these dtypes; None if nothing was found.
+
+    The first call for a device and dtypes compares it with torch's own operations; later ones know.
+    """
+    key = (device, dtypes)
+    if key not in _found_wrong:
+        _found_wrong[key] = self_check.why_wrong(FUSED_KERNELS[device.type].step, device, dtypes)
+    return _found_wrong[key]
+
+
+def _is_trusted(device: torch.device, dtypes: Dtypes, is_demanded: bool) -> bool:
+    """Say whether the kernel is trusted with tensors of these dtypes; warn once where it is not."""
+    is_known = (device, dtypes) in _found_wrong
+    if not is_known and device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return False  # a capture cannot wait for results; a step before or after it checks the kernel
+    wrong = why_distrusted(device, dtypes)
+    if wrong is None:
+        return True
+    found = (
+        f"fused kernel of hf_lpsgd for {device.type} computes something else than torch here: {wrong}. Please report "
+        "this, with the output of python -m hf_lpsgd --env"
+    )
+    if is_demanded:
+        raise ValueError(f"Invalid fused: True. The {found}. Until then, leave fused=None.")
+    if not is_known:
+        warn_user(f"Torch's own operations are used: the {found}.")
+    return False
+
+
+@cache
+def _warn_of_slower(reason: str) -> None:
+    warn_user(f"hf_lpsgd updates with the slower foreach implementation: {reason}")

@@ -1,0 +1,117 @@
+"""`grad_rms="auto"`: the measurement of the reference size of the gradient.
+
+It is the mean, over the first updates of a run, of the root mean square of what the step rescales: the gradient for
+LPSGD, its moving average for LPSGDM. All elements of all param groups with `grad_rms="auto"` count. Then it is frozen,
+and takes the place of `"auto"` in the param groups.
+
+An update is measured while it is made, so the number in force is that of the updates before. The first update only
+measures. An engine may make an update by several calls of `step`, a few parameters at a time. DeepSpeed's ZeRO does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ..notices import warn_user
+
+AUTO = "auto"
+
+# Updates that are measured at least, and all of them where there is no longer warm-up.
+FEWEST_UPDATES = 20
+
+# In a param group, where checkpoints hold it: the sum of the root mean squares of the finished updates, the number of
+# these updates, and the sum of squares and the number of elements of the update that may not be finished yet.
+MEASURED = "grad_rms_measured"
+_NOTHING = (0.0, 0, 0.0, 0)
+
+# Below it, float32 cannot hold its reciprocal.
+_SMALLEST = 1e-30
+
+_DIGITS = 7  # so that engines that add up in another order find the same number
+
+
+def is_measuring(group: dict[str, Any]) -> bool:
+    """Say whether the group's reference size is still being measured."""
+    return group.get("grad_rms") == AUTO
+
+
+def reference_size(group: dict[str, Any]) -> float | None:
+    """Return the group's reference size: a number, or the mean of what was measured so far, if anything."""
+    if not is_measuring(group):
+        return None if group.get("grad_rms") is None else float(group["grad_rms"])
+    total, updates, squares, count = group.get(MEASURED, _NOTHING)
+    return _mean(total + _root_mean_square(squares, count), updates + (count > 0))
+
+
+class Measurement:
+    """The measurement in one optimizer; the param groups hold it for checkpoints only."""
+
+    def __init__(self, groups: Iterable[dict[str, Any]] = ()) -> None:
+        known = next((group for group in groups if MEASURED in group), None)
+        self._record: list[Any] = list(_NOTHING if known is None else known[MEASURED])
+        self._frozen = known["grad_rms"] if known is not None and not is_measuring(known) else None
+        self._zeros = 0
+
+    @property
+    def size(self) -> float | None:
+        """The size in force while it is measured: the mean over the finished updates, None before there is one."""
+        total, updates, *_ = self._record
+        return _mean(total, updates)
+
+    def join(self, group: dict[str, Any]) -> None:
+        """Let a group take part, or take the number that is already frozen."""
+        group[MEASURED] = list(self._record)
+        if self._frozen is not None:
+            group["grad_rms"] = self._frozen
+
+    def begin(self, groups: Sequence[dict[str, Any]], *, is_new: bool, is_long_enough: bool) -> bool:
+        """Begin a call of `step`, and say whether it is to be measured.
+
+        Args:
+            groups: all param groups of the optimizer.
+            is_new: whether the call begins an update, or goes on with one.
+            is_long_enough: whether the warm-up is over, so that the number may be frozen.
+        """
+        measuring = [group for group in groups if is_measuring(group)]
+        if not measuring:
+            return False
+        total, updates, squares, count = self._record
+        if is_new and count:
+            self._record = [total + _root_mean_square(squares, count), updates + 1, 0.0, 0]
+            if updates + 1 >= FEWEST_UPDATES and is_long_enough:
+                self._frozen = self.size
+        for group in measuring:
+            self.join(group)
+        return self._frozen is None
+
+    def end(self, groups: Iterable[dict[str, Any]], squares: float, count: int) -> None:
+        """End a call of `step` that found this sum of squares over all elements, and write it into the groups."""
+        if count == 0 or not math.isfinite(squares):
+            return
+        if math.sqrt(squares / count) < _SMALLEST:
+            self._zeros += 1
+            # Some engines make a step of zeros, to make the state, and torch's checkpoints one with a rate of zero.
+            if self._zeros == 2 and any(group["lr"] != 0 for group in groups):
+                warn_user(
+                    "All gradients of a step are zero, so grad_rms=auto cannot measure them, and waits for the next. "
+                    "If this goes on, nothing is trained: look for a loss that does not depend on the parameters."
+                )
+            return
+        self._zeros = 0
+        self._record[2:] = [self._record[2] + squares, self._record[3] + count]
+        for group in filter(is_measuring, groups):
+            self.join(group)
+
+
+def _root_mean_square(squares: float, count: float) -> float:
+    return _rounded(math.sqrt(squares / count)) if count else 0.0
+
+
+def _mean(total: float, updates: int) -> float | None:
+    return _rounded(total / updates) if updates else None
+
+
+def _rounded(number: float) -> float:
+    return float(f"{number:.{_DIGITS}g}")
