@@ -156,10 +156,10 @@ class PScheduleTie:
         """Say whether the warm-up is over; it is where the LR scheduler does not count steps."""
         return steps_made(self.lr_scheduler) is None or self._step() >= self.num_warmup_steps
 
-    def why_other_than(self, p: float, group: dict[str, Any]) -> str | None:
+    def why_other_than(self, p: float, p_max: float) -> str | None:
         """Say why this schedule cannot have given the p at which a state was saved; None if it can."""
         places = [Place(self._progress(before), 1.0) for before in (0, _SKIPPED)]
-        least, most = (self._record.p_at(float(group["p_max"]), place) for place in places)
+        least, most = (self._record.p_at(p_max, place) for place in places)
         if self._record.follows_lr or least - 1e-6 <= p <= most + 1e-6:
             return None
         return (
@@ -286,7 +286,7 @@ def tie_p_schedule(
     )
     moves = counts_steps and steps_per_epoch != 1 and (record.needs_horizon or record.follows_lr)
     tie = PScheduleTie(base, scheduler, schedule, length, warmup, granularity, max(epoch, 1), stride, moves)
-    base.tie, base.partitions = tie, partitions_of(optimizer)
+    base.tie, base.partitions = tie, partitions_of(optimizer) or base.partitions
     return tie
 
 

@@ -28,10 +28,11 @@ def unwrap_optimizer(optimizer: Any) -> Any:
     return innermost
 
 
-def partitions_of(optimizer: Any) -> Partitions | None:
+def partitions_of(optimizer: Any, model: Any = None) -> Partitions | None:
     """Describe how a wrapper has divided the parameters of the optimizer among processes; None if none has.
 
-    DeepSpeed's ZeRO, torch's ZeroRedundancyOptimizer and FSDP1 do. FSDP2 gives DTensors, which say it themselves.
+    DeepSpeed's ZeRO, torch's ZeroRedundancyOptimizer and FSDP1 do: FSDP1 over the process group of the `model`, or
+    over all processes where that is not given. FSDP2 gives DTensors, which say it themselves.
     """
     for wrapper in _unwrapped(optimizer):
         for partitions, held in _OF_ZERO.items():
@@ -41,10 +42,11 @@ def partitions_of(optimizer: Any) -> Partitions | None:
             return Partitions(wrapper.process_group)
         if isinstance(wrapper, LpOptimizer):
             params = [param for group in wrapper.param_groups for param in group["params"]]
-            if any(getattr(param, "_fsdp_flattened", False) for param in params):
+            if any(hasattr(param, "_fsdp_flattened") or hasattr(param, "_shard_numel_padded") for param in params):
                 from torch.distributed import GroupMember
 
-                return Partitions(GroupMember.WORLD)
+                padding = {id(param): getattr(param, "_shard_numel_padded", 0) for param in params}
+                return Partitions(getattr(model, "process_group", GroupMember.WORLD), padding)
     return None
 
 

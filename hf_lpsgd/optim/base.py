@@ -103,6 +103,8 @@ class LpOptimizer(Optimizer):
         is_resume = checkpoint.differs(before, state)
         super().__setstate__(state)
         self._begin_anew(self.param_groups)
+        if self.backward_step is not None:
+            self.backward_step.discard()
         self._p.move(() if is_resume else before, self.param_groups)
         if replaced:
             warn_user(
@@ -158,8 +160,10 @@ class LpOptimizer(Optimizer):
 
     def every_group(self) -> Sequence[dict[str, Any]]:
         """Return the param groups, also while DeepSpeed's ZeRO shows one of them at a time."""
-        if not all(any(group is known for known in self._every_group) for group in self.param_groups):
-            self._every_group = self.param_groups
+        if self._every_group is not self.param_groups:
+            known = {id(group) for group in self._every_group}
+            if any(id(group) not in known for group in self.param_groups):
+                self._every_group = self.param_groups
         return self._every_group
 
     def make_step(self, call: Call, hyper: Hyperparameters, numbers: Sequence[int]) -> None:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
 from torch.optim import Optimizer
 
 from .measurement import AUTO, MEASURED
-from .options import EPS, EVERY_OPTION, FOREACH, FUSED, LR, MOMENTUM, P_MAX, WEIGHT_DECAY, Option, P
-
-# What every state has. Version 0.1.0 knew no other numbers; what it did not know has the meaning of the default.
-_ALWAYS = (LR, P_MAX, MOMENTUM, EPS, WEIGHT_DECAY)
+from .options import EVERY_OPTION, FOREACH, FUSED, LR, MOMENTUM, Option, P
 
 _INSTEAD = "load a checkpoint that the same optimizer wrote, or the weights of the model alone for a new run."
 
@@ -32,8 +28,7 @@ def prepare(cls: type[Optimizer], present: Sequence[dict[str, Any]], state: dict
         ValueError: the state is that of another optimizer, or an option is out of range.
     """
     options: tuple[Option, ...] = cls.options  # type: ignore[attr-defined]
-    parameters = inspect.signature(cls).parameters
-    defaults = {option.name: parameters[option.name].default for option in options if option not in _ALWAYS}
+    defaults = {option.name: option.absent for option in options if option.absent is not ...}
     for index, group in enumerate(state["param_groups"]):
         _check_kind(cls, group, present[index] if present else None)
         group.update({"p": group["p_max"], **defaults, **group})
@@ -61,7 +56,7 @@ def differs(present: Sequence[dict[str, Any]], state: dict[str, Any]) -> bool:
 def _check_kind(cls: type[Optimizer], group: dict[str, Any], present: dict[str, Any] | None) -> None:
     """Fail unless a loaded group is one of `cls`: it has its numbers, and no option of another class."""
     options: tuple[Option, ...] = cls.options  # type: ignore[attr-defined]
-    missing = [option.name for option in options if option in _ALWAYS and option.name not in group]
+    missing = [option.name for option in options if option.absent is ... and option.name not in group]
     if missing:
         raise ValueError(
             f"The state holds no {' and no '.join(missing)} and so is not one of {cls.__name__}: {_INSTEAD}"

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .base import LpOptimizer
-from .update import Call, Update, check_gradients
+from .update import Call, Update, calls_with_gradients, check_gradients
 
 __all__ = ["StepInBackward", "remove_those_of_trainers", "step_in_backward"]
 
@@ -110,14 +110,17 @@ class StepInBackward:
     def finish(self) -> None:
         """End the update: `optimizer.step()` calls it."""
         with self._lock:
-            for group in self._optimizer.param_groups:
-                for param in group["params"]:
-                    if param.grad is not None:
-                        self._apply(param)
+            calls = calls_with_gradients(self._optimizer.param_groups, type(self._optimizer).__name__)
+            for param in [param for call in calls for param in call.params]:
+                self._apply(param)
             if self._update is not None:
                 self._update.end()
-            self._update = None
-            self._updated.clear()
+            self.discard()
+
+    def discard(self) -> None:
+        """Forget the update that has begun: another state was loaded."""
+        self._update = None
+        self._updated.clear()
 
     @torch.no_grad()
     def _update_in_backward(self, param: Tensor) -> None:
@@ -156,8 +159,10 @@ class StepInBackward:
         call = Call(optimizer.param_groups[group_index], [param], [grad], [index])
         check_gradients(call, type(optimizer).__name__)
         self._updated.add(param)
-        self._update.apply(call)
-        param.grad = None
+        try:
+            self._update.apply(call)
+        finally:
+            param.grad = None  # also after an error: what was updated in part must not be updated again
 
     def _find_places(self) -> None:
         groups = enumerate(self._optimizer.param_groups)

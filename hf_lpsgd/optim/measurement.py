@@ -14,6 +14,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
+
 from ..notices import warn_user
 
 AUTO = "auto"
@@ -48,10 +50,11 @@ def reference_size(group: dict[str, Any]) -> float | None:
 class Measurement:
     """The measurement in one optimizer; the param groups hold it for checkpoints only."""
 
-    def __init__(self, groups: Iterable[dict[str, Any]] = ()) -> None:
+    def __init__(self, groups: Sequence[dict[str, Any]] = ()) -> None:
         known = next((group for group in groups if MEASURED in group), None)
         self._record: list[Any] = list(_NOTHING if known is None else known[MEASURED])
-        self._frozen = known["grad_rms"] if known is not None and not is_measuring(known) else None
+        is_frozen = any(group.get("grad_rms") == self.size for group in groups if MEASURED in group)
+        self._frozen = self.size if is_frozen else None
         self._zeros = 0
 
     @property
@@ -77,6 +80,11 @@ class Measurement:
         measuring = [group for group in groups if is_measuring(group)]
         if not measuring:
             return False
+        if torch.compiler.is_compiling():
+            raise ValueError(
+                "grad_rms='auto' reads what it measures at each step, which a step that is compiled by torch.compile "
+                "does not do. Make the step outside of it until it is frozen, or give grad_rms a number."
+            )
         total, updates, squares, count = self._record
         if is_new and count:
             self._record = [total + _root_mean_square(squares, count), updates + 1, 0.0, 0]

@@ -26,6 +26,7 @@ class Option:
         note: a remark on the range, for messages.
         trainer_flag: the flag by which the Trainer is told; None for a key of `optim_args`.
         for_trainer: whether the Trainer can be told at all.
+        absent: the value in a state that lacks it, of a version that did not know it; `...` where every state has it.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Option:
     note: str = ""
     trainer_flag: str | None = None
     for_trainer: bool = True
+    absent: Any = ...
 
     @property
     def allowed(self) -> str:
@@ -103,27 +105,42 @@ GRAD_RMS = Option(
     "root mean square of the gradient, in units of which the step is made; auto measures it",
     low=1e-30,
     values=(None, "auto"),
+    absent=None,
 )
 MOMENTUM_DTYPE = Option(
-    "momentum_dtype", "dtype of the momentum; None is that of the parameter", values=(None, "bfloat16", "float32")
+    "momentum_dtype",
+    "dtype of the momentum; None is that of the parameter",
+    values=(None, "bfloat16", "float32"),
+    absent=None,
 )
 ROUNDING = Option(
-    "rounding", "how parameters and momentum in bfloat16 or float16 are rounded", values=("nearest", "stochastic")
+    "rounding",
+    "how parameters and momentum in bfloat16 or float16 are rounded",
+    values=("nearest", "stochastic"),
+    absent="nearest",
 )
 ROUNDING_SEED = Option(
     "rounding_seed",
     "seed of the random numbers of rounding=stochastic; the same on all processes",
     low=0,
     whole=True,
+    absent=0,
 )
-MAXIMIZE = Option("maximize", "ascend the objective instead of descending", values=(True, False), for_trainer=False)
+MAXIMIZE = Option(
+    "maximize", "ascend the objective instead of descending", values=(True, False), for_trainer=False, absent=False
+)
 FOREACH = Option(
-    "foreach", "True or False to use the foreach implementation or not, None for the best", values=(True, False, None)
+    "foreach",
+    "True or False to use the foreach implementation or not, None for the best",
+    values=(True, False, None),
+    absent=None,
 )
 FUSED = Option(
-    "fused", "the same for the fused implementation: Triton on CUDA, compiled C++ on a CPU", values=(True, False, None)
+    "fused",
+    "the same for the fused implementation: Triton on CUDA, compiled C++ on a CPU",
+    values=(True, False, None),
+    absent=None,
 )
-
 EVERY_OPTION = tuple(value for value in list(globals().values()) if isinstance(value, Option))
 
 
@@ -139,7 +156,7 @@ def invalid(name: str, value: Any, allowed: str) -> ValueError:
     """Return the error for a value that an option cannot take."""
     if isinstance(value, torch.Tensor) and value.numel() != 1:
         return ValueError(f"Invalid {name}: a tensor of {value.numel()} elements. It must be {allowed}, not several.")
-    return ValueError(f"Invalid {name}: {value!r}. It must be {allowed}.")
+    return ValueError(f"Invalid {name}: {' '.join(repr(value).split())}. It must be {allowed}.")
 
 
 def _alternatives(words: Sequence[str]) -> str:

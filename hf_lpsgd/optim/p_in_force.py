@@ -25,8 +25,8 @@ class Tie(Protocol):
     def begin_update(self) -> None:
         """Take note that an update begins."""
 
-    def why_other_than(self, p: float, group: dict[str, Any]) -> str | None:
-        """Say why a state that was saved at this p is not of this run; None if it can be."""
+    def why_other_than(self, p: float, p_max: float) -> str | None:
+        """Say why a state that was saved at this p, with this `p_max`, is not of this run; None if it can be."""
 
 
 class PInForce:
@@ -34,6 +34,7 @@ class PInForce:
 
     def __init__(self) -> None:
         self._written: dict[int, float] = {}  # by the identity of a group
+        self._p_max: dict[int, float] = {}  # as it was loaded, likewise
 
     def begin(self, group: dict[str, Any]) -> None:
         """Give a new param group its `p_max`."""
@@ -44,6 +45,7 @@ class PInForce:
         """Take for written what was written in the groups whose place others have taken."""
         pairs = [(id(old), id(new)) for old, new in zip(before, after, strict=False)]
         self._written = {new: self._written[old] for old, new in pairs if old in self._written}
+        self._p_max = {id(group): float(group["p_max"]) for group in after}
 
     def write(
         self, groups: Sequence[dict[str, Any]], every: Sequence[dict[str, Any]], tie: Tie | None, *, warn: bool
@@ -53,15 +55,16 @@ class PInForce:
         Where the p of a group is that of a loaded state, or was written by someone else, and no such run can have had
         it, there is a warning if `warn`.
         """
+        places = {id(group): index for index, group in enumerate(every)}
         for group in groups:
-            p = float(group["p_max"])
+            p, found = float(group["p_max"]), float(group["p"])
             if tie is not None:
-                p = tie.p_of(group, next(index for index, other in enumerate(every) if other is group))
-            found = float(group["p"])
+                p = tie.p_of(group, places[id(group)])
             if warn and self._written.get(id(group)) != found:
-                reason = _NO_TIE if tie is None and found != p else None
+                p_max = self._p_max.get(id(group), float(group["p_max"]))
+                reason = _NO_TIE if tie is None and found not in (p, p_max) else None
                 if tie is not None:
-                    reason = tie.why_other_than(found, group)
+                    reason = tie.why_other_than(found, p_max)
                 if reason is not None:
                     warn_user(f"p goes from {found:.4g} in the param group to {p:.4g}: {reason}.")
             self._written[id(group)] = group["p"] = p

@@ -17,7 +17,7 @@ from ..optim.layerwise import StepInBackward, remove_those_of_trainers
 from ..optim.measurement import reference_size
 from ..processes import check_processes, engine_left_out
 from ..schedules import PScheduleTie, current_tie, tie_p_schedule
-from ..wrappers import unwrap_optimizer
+from ..wrappers import partitions_of, unwrap_optimizer
 from .deepspeed import fit_deepspeed_config
 from .layerwise import check_layerwise
 from .optim_args import OptimArgs, name_of, parse_optim_args, validate_optim_args
@@ -50,13 +50,14 @@ class LpScheduleCallback(TrainerCallback):
         else:
             return
         _check_engine(args, state)
+        base.partitions = partitions_of(optimizer, model)
         tie = current_tie(base)
         course = None if tie is None else (tie.schedule, tie.granularity)
         if parsed is not None:
             course = parsed.p_schedule, parsed.p_granularity
         if tie is not None and not tie.by_trainer:
             _check_users_tie(tie, lr_scheduler)
-            if parsed is not None and parsed.p_schedule != tie.schedule:
+            if parsed is not None and "p_schedule" in (args.optim_args or "") and parsed.p_schedule != tie.schedule:
                 ignored = f"p_schedule={parsed.p_schedule} of --optim_args is ignored"
                 _warn(state, f"The p schedule of tie_p_schedule is in force: {ignored}.")
         elif course is None:

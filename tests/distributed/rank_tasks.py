@@ -19,7 +19,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, ViTConfig,
 from hf_lpsgd import LPSGDM, tie_p_schedule
 from hf_lpsgd.optim.measurement import reference_size
 
-CLASSES = 3  # so that the partitions of two processes are padded
+CLASSES = 4
 DEFAULTS = {
     "optim": "lpsgdm",
     "optim_args": "p_max=20",
@@ -50,7 +50,7 @@ class RandomImages(Dataset):
         return {"pixel_values": self.images[index], "labels": self.labels[index]}
 
 
-def tiny_vit():
+def tiny_vit(classes=CLASSES):
     torch.manual_seed(0)
     config = ViTConfig(
         image_size=8,
@@ -61,7 +61,7 @@ def tiny_vit():
         num_attention_heads=2,
         intermediate_size=32,
         initializer_range=0.2,
-        num_labels=CLASSES,
+        num_labels=classes,
     )
     model = ViTForImageClassification(config)
     with torch.no_grad():
@@ -111,7 +111,7 @@ def train(spec, folder):
     args = TrainingArguments(**arguments)
     resume = spec.get("resume")
     # The Trainer itself restores only the tensors of a ViT that are saved under the names they have in memory.
-    model = ViTForImageClassification.from_pretrained(resume) if resume else tiny_vit()
+    model = ViTForImageClassification.from_pretrained(resume) if resume else tiny_vit(spec.get("classes", CLASSES))
     skipped = SkippedSteps()
     callbacks = [skipped, KillAt(spec.get("kill_at"), spec.get("kill_rank"))]
     trainer = Trainer(model, args, train_dataset=RandomImages(256), callbacks=callbacks)
@@ -135,12 +135,13 @@ def engine_facts(trainer):
         optimizer = optimizer.optimizer
     momenta = [state["momentum_buffer"] for state in optimizer.state.values() if "momentum_buffer" in state]
     is_deepspeed = type(engine).__name__ == "DeepSpeedEngine"
+    partitions = getattr(optimizer, "partitions", None)
     return {
         "engine": type(engine).__name__,
         "world_size": torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1,
         "zero_stage": engine.zero_optimization_stage() if is_deepspeed else None,
         "offload": engine.zero_cpu_offload() if is_deepspeed else None,
-        "padding": sum(optimizer.partitions.padding.values()) if optimizer.partitions is not None else None,
+        "padding": sum(partitions.padding.values()) if partitions is not None else None,
         "clipping": engine.gradient_clipping() if is_deepspeed else None,
         "optimizer": type(optimizer).__name__,
         "scheduler": type(getattr(trainer.lr_scheduler, "scheduler", trainer.lr_scheduler)).__name__,
@@ -213,11 +214,12 @@ def measure_with_fsdp1(spec, folder):
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     rank, result = torch.distributed.get_rank(), {}
-    for name in ("whole", "sharded"):
+    for name in ("whole", "sharded", "flat"):
         torch.manual_seed(0)
-        model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1))
-        if name == "sharded":
-            model = FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
+        model = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 2, bias=False))
+        if name != "whole":
+            device = torch.device("cpu")
+            model = FullyShardedDataParallel(model, use_orig_params=name == "sharded", device_id=device)
         optimizer = LPSGDM(model.parameters(), lr=0.01, grad_rms="auto")
         tie_p_schedule(optimizer, torch.optim.lr_scheduler.LinearLR(optimizer), "constant")
         sizes = []

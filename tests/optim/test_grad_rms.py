@@ -447,3 +447,41 @@ def test_partitions_are_added_up_over_their_group_without_their_padding(monkeypa
             expected = root_mean_square(elements)
             assert reference_size(optimizer.param_groups[0]) == pytest.approx(expected, rel=1e-6)
     assert groups == ["the group"] * FEWEST_UPDATES
+
+
+@EACH_OPTIMIZER
+def test_a_number_written_into_one_group_leaves_the_others_measuring_also_after_a_resume(cls):
+    optimizer, params = make(cls, grad_rms="auto")
+    set_gradients(params, 0)
+    optimizer.step()
+    optimizer.param_groups[0]["grad_rms"] = 7.0
+    twin = copy.deepcopy(optimizer)
+    twin.load_state_dict(optimizer.state_dict())
+    for one in (optimizer, twin):
+        set_gradients([param for group in one.param_groups for param in group["params"]], 1)
+        one.step()
+        assert [group["grad_rms"] for group in one.param_groups] == [7.0, "auto"]
+
+
+def test_a_compiled_step_that_would_measure_is_refused_in_one_line(monkeypatch):
+    optimizer, params = make(LPSGDM, grad_rms="auto")
+    set_gradients(params, 0)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with pytest.raises(ValueError, match=r"grad_rms='auto' reads what it measures .* torch\.compile"):
+        optimizer.step()
+
+
+@EVERY_IMPLEMENTATION
+@EACH_OPTIMIZER
+def test_empty_tensors_among_others_change_nothing(cls, implementation, implement):
+    results = []
+    options = implement(implementation)
+    for empty in (0, 2):
+        params = [torch.nn.Parameter(torch.ones(5)), *[torch.nn.Parameter(torch.ones(0, 3)) for _ in range(empty)]]
+        optimizer = cls(params, grad_rms="auto", **options)
+        for _ in range(3):
+            for param in params:
+                param.grad = torch.full_like(param, 0.1)
+            optimizer.step()
+        results.append(params[0].detach())
+    assert torch.equal(*results)

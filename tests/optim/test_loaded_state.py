@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_lpsgd import LPSGD, LPSGDM
+from hf_lpsgd import LPSGD, LPSGDM, tie_p_schedule
 
 
 def param():
@@ -119,3 +119,31 @@ def test_p_that_is_written_by_hand_is_replaced_by_p_max_with_one_warning():
 def test_a_learning_rate_of_several_elements_is_told_as_such_by_the_constructor():
     with pytest.raises(ValueError, match=r"^Invalid lr: a tensor of 2 elements\. It must be a finite number"):
         LPSGDM([param()], lr=torch.tensor([0.1, 0.2]))
+
+
+@pytest.mark.parametrize("cls", [LPSGD, LPSGDM])
+def test_a_subclass_with_a_constructor_of_its_own_is_copied_pickled_and_loaded(cls):
+    class Own(cls):
+        def __init__(self, params, **options):
+            super().__init__(params, lr=0.1, **options)
+
+    optimizer = stepped(Own, p_max=6)
+    twin = copy.deepcopy(optimizer)
+    twin.load_state_dict(optimizer.state_dict())
+    assert twin.param_groups[0]["p_max"] == 6.0
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_p_max_that_is_written_after_loading_as_the_warning_says_gives_no_other_warning(is_tied):
+    saved = stepped(LPSGD, p_max=20)
+    optimizer = LPSGD([param()], p_max=10)
+    if is_tied:
+        scheduler = torch.optim.lr_scheduler.LinearLR(optimizer)
+        tie_p_schedule(optimizer, scheduler, num_training_steps=10)
+    with pytest.warns(UserWarning, match="p_max is 20, not 10 as requested"):
+        optimizer.load_state_dict(saved.state_dict())
+    optimizer.param_groups[0]["p_max"] = 10.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+    assert optimizer.param_groups[0]["p"] == 10.0

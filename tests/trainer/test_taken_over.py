@@ -11,6 +11,7 @@ from transformers import Trainer, TrainerCallback
 
 import hf_lpsgd.trainer.callback
 from hf_lpsgd import LPSGDM, tie_p_schedule
+from hf_lpsgd.optim.shards import Partitions
 from hf_lpsgd.schedules import annealed_p
 from hf_lpsgd.wrappers import unwrap_optimizer
 
@@ -232,3 +233,14 @@ def test_a_checkpoint_without_the_state_of_optimizer_or_scheduler_is_warned_of(l
     with caplog.at_level(logging.WARNING, LOGGER):
         resumed(make_trainer, checkpoint, max_steps=11)
     assert "The checkpoint of step 10 held no state of the optimizer and the LR scheduler" in caplog.text
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_the_partitions_of_an_optimizer_that_the_user_gave_are_handed_over(is_tied, make_trainer, monkeypatch):
+    partitions = Partitions("the group")
+    monkeypatch.setattr(hf_lpsgd.trainer.callback, "partitions_of", lambda optimizer, model: partitions)
+    model, optimizer, scheduler = tied_by_the_user()
+    if not is_tied:
+        optimizer.tie.remove()
+    make_trainer(model=model, optim="adamw_torch", optimizers=(optimizer, scheduler), max_steps=1).train()
+    assert optimizer.partitions is partitions

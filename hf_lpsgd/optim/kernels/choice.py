@@ -69,10 +69,12 @@ def update(tensors: Tensors, hyper: Hyperparameters, foreach: bool | None, fused
     """Update tensors of any devices and dtypes in place, by the implementation that is requested, or the best one."""
     if not _PLAIN.issuperset(map(type, tensors.params)):
         tensors = tensors.local()
+    if not all(map(Tensor.numel, tensors.params)):  # as in shards of small tensors
+        tensors = tensors.select([index for index, param in enumerate(tensors.params) if param.numel()])
     if fused:
         for device in {param.device for param in tensors.params}:
             check_fused(device, at_step=True)
-    for same in _by_kind(tensors):
+    for same in _by_kind(tensors) if tensors.params else ():
         _update_same(same, hyper, foreach, fused)
 
 

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from transformers import TrainingArguments
 
 from hf_lpsgd import LPSGD, LPSGDM
-from hf_lpsgd.optim.functional import default_implementation
+from hf_lpsgd.optim.kernels.choice import implementation_for
 
 TOKEN = "hf_neverToBeSeen0123456789"
 HISTORY = [
@@ -219,14 +219,14 @@ def test_the_reference_size_of_the_gradient_is_told_with_how_it_was_found(traine
     given = LPSGD([torch.zeros(1)], grad_rms=0.25)
     card = make_model_card(trainer(optimizer=given), FACTS)
     assert hyperparameters(card)[key] == "0.25, as given"
-    assert "So no element moves by more than lr." in card.text
+    assert "So no element moves by more than 0.5 * lr." in card.text
     papers = make_model_card(trainer(optimizer=LPSGD([torch.zeros(1)])), FACTS)
     assert key not in hyperparameters(papers)
     assert "more than lr" not in papers.text
 
 
 def test_the_implementation_that_nobody_chose_is_the_one_of_the_device(trainer):
-    name, _ = default_implementation(torch.device("cpu"))
+    name = implementation_for(torch.device("cpu"))
     told = {"single": "one tensor at a time"}.get(name, name)
     shown = hyperparameters(make_model_card(trainer(optimizer=LPSGDM([torch.zeros(1)])), FACTS))
     assert shown["implementation of the step"] == f"{told}, on cpu"
