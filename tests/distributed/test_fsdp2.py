@@ -166,6 +166,7 @@ def test_p_in_force_is_in_the_distributed_checkpoint(two):
         assert results["resumed"]["lpsgdm-single-float32"]["p_loaded"] == EXPECTED_P[worker.HALF - 1]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", RESUMED)
 def test_a_checkpoint_of_two_processes_goes_on_in_three(name, three, one):
     for results in three:

@@ -7,6 +7,7 @@ import torch
 from versions import resumes_processes_on_a_cpu
 
 LESS_NEEDED = [pytest.param(f"deepspeed_zero{stage}", marks=pytest.mark.exhaustive) for stage in (1, 2)]
+ZERO3_TOO = pytest.param("deepspeed_zero3", marks=pytest.mark.exhaustive)
 IN_FLOAT32 = {"optim_args": "p_max=20,grad_rms=0.01", "max_steps": 8}
 SAVING = {
     "optim_args": "p_max=20,grad_rms=0.01,momentum_dtype=bfloat16",
@@ -26,7 +27,7 @@ def test_zero_trains_as_ddp_does(engine, ranks):
 
 
 @pytest.mark.parametrize(
-    "engine", [pytest.param("multi_gpu", marks=resumes_processes_on_a_cpu), *LESS_NEEDED, "deepspeed_zero3"]
+    "engine", [pytest.param("multi_gpu", marks=resumes_processes_on_a_cpu), *LESS_NEEDED, ZERO3_TOO]
 )
 def test_a_killed_run_goes_on_bit_for_bit_with_the_momentum_in_it(engine, ranks):
     straight = ranks.train(engine, arguments=SAVING)

@@ -99,7 +99,7 @@ def test_the_cpu_kernel_gives_the_same_bits_however_tensors_are_cut_and_on_any_n
         assert all(torch.equal(a, b) for a, b in zip(whole, other, strict=True))
 
 
-@pytest.mark.parametrize("capability", ["default", "avx2"])
+@pytest.mark.parametrize("capability", ["default", pytest.param("avx2", marks=pytest.mark.exhaustive)])
 def test_the_cpu_kernel_is_as_exact_with_the_lesser_instruction_sets(capability, implement):
     implement("fused")
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):

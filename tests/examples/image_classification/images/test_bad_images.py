@@ -39,7 +39,7 @@ def broken(write_dataset, tmp_path):
     return write_dataset(tmp_path / "broken", "imagenet", break_some)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["cached", pytest.param("plain", marks=pytest.mark.exhaustive)])
 def test_run_is_that_on_the_good_images_and_resumes_exactly(run_example, broken, tmp_path, way):
     import datasets
 
