@@ -61,7 +61,7 @@ def options_of_the_p_schedule() -> str:
 
 def p_schedules() -> str:
     rows = [
-        (f"`{name}`", record.description, "yes" if record.needs_horizon else "no")
+        (f"`{name}`", record.description.format(p_max="p_max"), "yes" if record.needs_horizon else "no")
         for name, record in P_SCHEDULES.items()
     ]
     return _table(("`p_schedule`", "p", "needs the length of the run"), rows)

@@ -39,20 +39,19 @@ def _rows() -> Iterator[tuple[str, str]]:
         yield "Trainer", f"does not know {names}: {' '.join(str(error).split())}"
     instructions = cpu.instructions()
     compiled = f", the fused step uses {instructions} on {cpu.threads()} threads" if instructions else ""
-    threads = f"{os.cpu_count()} CPUs, {torch.get_num_threads()} threads{compiled}"
-    yield "cpu", f"{_implementation(torch.device('cpu'))} ({threads})"
+    yield "cpu", f"{_implementation('cpu')} ({os.cpu_count()} CPUs, {torch.get_num_threads()} threads{compiled})"
     for index in range(torch.cuda.device_count()):
         name, (major, minor) = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
-        which = _implementation(torch.device("cuda", index))
-        yield f"cuda:{index}", f"{which} ({name}, compute capability {major}.{minor})"
+        yield f"cuda:{index}", f"{_implementation(f'cuda:{index}')} ({name}, compute capability {major}.{minor})"
     if not torch.cuda.is_available():
         yield "cuda", "no device"
     for other in ("xpu", "mps", "mtia"):
         if getattr(getattr(torch, other, None), "is_available", bool)():
-            yield other, _implementation(torch.device(other))
+            yield other, _implementation(other)
 
 
-def _implementation(device: torch.device) -> str:
+def _implementation(where: str) -> str:
+    device = torch.device(where)
     name, reason = implementation_for(device), why_not_fused(device)
     for dtype in (torch.float32, torch.bfloat16, torch.float16) if name == "fused" else ():
         wrong = FUSED_KERNELS[device.type].supports(device, dtype) and why_distrusted(device, (dtype, dtype, dtype))

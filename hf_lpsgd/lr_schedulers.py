@@ -1,4 +1,4 @@
-"""What p needs to know of an LR scheduler of torch, transformers or DeepSpeed, as the user made it or wrapped."""
+"""What p needs to know of an LR scheduler of torch, transformers or DeepSpeed."""
 
 from __future__ import annotations
 
@@ -6,28 +6,16 @@ from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
-from .wrappers import DEEPEST
 
-
-def unwrap_scheduler(lr_scheduler: Any) -> Any:
-    """Return the innermost scheduler in the wrappers of Accelerate and DeepSpeed, which hold it as `.scheduler`."""
-    for _ in range(DEEPEST):
-        inner = getattr(lr_scheduler, "scheduler", None)
-        if inner is None:
-            break
-        lr_scheduler = inner
-    return lr_scheduler
-
-
-def counts_evaluations(lr_scheduler: Any) -> bool:
-    """Say whether each step of an (unwrapped) LR scheduler is an evaluation."""
+def _counts_evaluations(lr_scheduler: Any) -> bool:
+    """Say whether each step of an LR scheduler is an evaluation."""
     # GreedyLR is transformers', which this module does not import.
     return isinstance(lr_scheduler, ReduceLROnPlateau) or type(lr_scheduler).__name__ == "GreedyLR"
 
 
 def steps_made(lr_scheduler: Any) -> int | None:
-    """Return how many training steps an (unwrapped) LR scheduler has made; None where it does not count them."""
-    if counts_evaluations(lr_scheduler):
+    """Return how many training steps an LR scheduler has made; None where it does not count them."""
+    if _counts_evaluations(lr_scheduler):
         return None
     if hasattr(lr_scheduler, "last_epoch"):
         return max(int(lr_scheduler.last_epoch), 0)
@@ -56,7 +44,7 @@ def peak_lr(lr_scheduler: Any, group: dict[str, Any], index: int) -> float:
         return float(group["max_lr"])
     # CyclicLR and most schedulers of DeepSpeed have max_lrs, its WarmupCosineLR has org_lrs.
     peaks = getattr(lr_scheduler, "max_lrs", None) or getattr(lr_scheduler, "org_lrs", None) or ()
-    if index < len(peaks) and not counts_evaluations(lr_scheduler):
+    if index < len(peaks) and not _counts_evaluations(lr_scheduler):
         return float(peaks[index])
     peak = float(group["initial_lr"])
     # timm's schedulers multiply by it. Those of torch do not know it.

@@ -9,11 +9,7 @@ _BETWEEN = {"hf_lpsgd", "torch", "accelerate", "transformers", "deepspeed", "imp
 
 
 def warn_user(message: str) -> None:
-    """Give a UserWarning that names the line of the user's program that led to it.
-
-    Args:
-        message: what was seen, and what to do.
-    """
+    """Give a UserWarning that names the line of the user's program that led to it."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _BETWEEN:
         level, frame = level + 1, frame.f_back

@@ -97,18 +97,16 @@ def _run_script(path: str) -> None:
 def _become_main(**attributes: Any) -> dict[str, Any]:
     """Put a fresh module in the place of `__main__`, as the interpreter makes it, and return its namespace."""
     module = sys.modules["__main__"] = ModuleType("__main__")
-    vars(module).update({"__builtins__": builtins, **attributes})
-    if sys.version_info < (3, 14):
-        vars(module).setdefault("__annotations__", {})
+    annotations: dict[str, Any] = {"__annotations__": {}} if sys.version_info < (3, 14) else {}
+    vars(module).update({"__builtins__": builtins, **annotations, **attributes})
     return vars(module)
 
 
 def _call(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call the function, and let its errors be reported as if the interpreter itself had called it.
 
-    The interpreter itself must end the process: only then are threads joined and exit handlers run, and only then does
-    a KeyboardInterrupt end it by SIGINT. So the error is raised on, and collects the runner's frames again on the way.
-    They are removed where the error is reported.
+    The interpreter itself must end the process, so that threads are joined, exit handlers run and a KeyboardInterrupt
+    ends it by SIGINT. So the error is raised on. The frames of the runner are removed where the error is reported.
     """
     try:
         return function(*arguments)

@@ -1,11 +1,20 @@
 """The two updates as the paper writes them, in float64 NumPy, slow and readable: the oracle of the tests."""
 
+import math
+
 import numpy as np
 
 
 def paper_p(p_max, epoch, epochs):
     """p_s for s = `epoch`, counted from 1, of S = `epochs`."""
     return 2 + (p_max - 2) * (1 + np.cos(np.pi * (epoch - 1) / (epochs - 1))) / 2
+
+
+def annealed_p(schedule, p_max, index, length):
+    """p at step `index`, counted from 0, of the `length` steps of a run without warm-up; `cosine` is the paper's."""
+    progress = min(index / max(length - 1, 1), 1.0)
+    share = {"cosine": (1 + math.cos(math.pi * progress)) / 2, "linear": 1 - progress}[schedule]
+    return 2 + (p_max - 2) * share
 
 
 def lpsgd_step(theta, gradient, *, lr, p, eps=1e-8, weight_decay=0.0):

@@ -37,7 +37,8 @@ def test_what_is_missing_is_told_with_the_reason(monkeypatch):
 @pytest.mark.parametrize("lacking", ["transformers", "handlers"])
 def test_a_trainer_that_cannot_be_extended_is_told_in_one_line(lacking, monkeypatch):
     if lacking == "transformers":
-        monkeypatch.setattr("hf_lpsgd.trainer.registration.find_spec", lambda name: None)
+        monkeypatch.delitem(sys.modules, "transformers.trainer_optimizer")
+        monkeypatch.setitem(sys.modules, "transformers", None)
     else:
         monkeypatch.setitem(sys.modules, "transformers.trainer_optimizer", None)
     assert rows(environment.describe_environment())["Trainer"].startswith(

@@ -1,17 +1,15 @@
 import copy
-import math
 from unittest.mock import MagicMock
 
 import pytest
 import torch
-from reference import paper_p
+from reference import annealed_p, paper_p
 from torch.optim import lr_scheduler as torch_schedulers
 
 from hf_lpsgd import LPSGD, LPSGDM, tie_p_schedule
-from hf_lpsgd.lr_schedulers import unwrap_scheduler
 from hf_lpsgd.optim.measurement import FEWEST_UPDATES, MEASURED
-from hf_lpsgd.schedules import P_SCHEDULES, PScheduleRecord, annealed_p, current_tie
-from hf_lpsgd.wrappers import unwrap_optimizer
+from hf_lpsgd.schedules import P_SCHEDULES, PScheduleRecord, current_tie
+from hf_lpsgd.wrappers import unwrap_optimizer, unwrap_scheduler
 
 STEPS, WARMUP, P_MAX = 12, 3, 20.0
 
@@ -106,10 +104,14 @@ def test_a_scheduler_stepped_once_an_epoch_gives_the_papers_p_s():
     assert ps == pytest.approx([paper_p(P_MAX, s, 6) for s in range(1, 7)], rel=1e-12)
 
 
-def test_p_stays_at_2_beyond_the_last_step_and_at_p_max_where_there_is_only_one():
-    assert annealed_p("cosine", P_MAX, 99, 10) == 2.0
-    assert annealed_p("linear", P_MAX, 99, 10) == 2.0
-    assert annealed_p("cosine", P_MAX, 0, 1) == P_MAX
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+@pytest.mark.parametrize(("length", "made", "expected"), [(10, 99, 2.0), (1, 0, P_MAX)])
+def test_p_stays_at_2_beyond_the_last_step_and_at_p_max_where_there_is_only_one(schedule, length, made, expected):
+    optimizer = make_optimizer()
+    scheduler = torch_schedulers.ConstantLR(optimizer)
+    tie = tie_p_schedule(optimizer, scheduler, schedule, num_training_steps=length)
+    scheduler.last_epoch = made
+    assert tie.get_p() == [expected]
 
 
 @pytest.mark.parametrize(("lr", "peak", "expected"), [(0.3, 0.1, P_MAX), (0.0, 0.0, P_MAX), (0.0, 0.1, 2.0)])
@@ -307,7 +309,7 @@ def test_schedulers_made_of_others_are_counted():
         ({"num_training_steps": 0}, "Invalid num_training_steps: 0.*at least 1"),
         ({"num_training_steps": 2.5}, r"Invalid num_training_steps: 2\.5"),
         ({"num_warmup_steps": -1}, "Invalid num_warmup_steps: -1.*at least 0"),
-        ({"granularity": "epoch"}, "Invalid steps_per_epoch: None.*'epoch' needs it"),
+        ({"granularity": "epoch"}, "Invalid steps_per_epoch: None.*at least 1 .*granularity 'epoch'"),
         (
             {"schedule": "lr", "granularity": "epoch"},
             "'lr' follows the learning rate step by step and knows no epochs",
@@ -368,7 +370,7 @@ def test_an_optimizer_without_p_is_refused_by_name():
 def test_a_scheduler_that_counts_evaluations_is_refused_with_what_to_use_instead(schedule):
     optimizer = make_optimizer()
     scheduler = torch_schedulers.ReduceLROnPlateau(optimizer)
-    with pytest.raises(ValueError, match=r"ReduceLROnPlateau counts evaluations\. Use the p schedule 'lr'"):
+    with pytest.raises(ValueError, match=r"ReduceLROnPlateau does not count them\. Use the p schedule 'lr'"):
         tie_p_schedule(optimizer, scheduler, schedule, num_training_steps=STEPS)
 
 
@@ -377,18 +379,14 @@ def test_a_scheduler_that_does_not_count_is_refused_with_what_to_use_instead():
         pass
 
     optimizer = make_optimizer(LPSGD)
-    with pytest.raises(ValueError, match=r"Mute does not tell how many steps .* 'lr' or 'constant'"):
+    with pytest.raises(ValueError, match=r"Mute does not count them\. Use the p schedule 'lr' .*or 'constant'"):
         tie_p_schedule(optimizer, Mute(), "cosine", num_training_steps=STEPS)
     assert tie_p_schedule(optimizer, Mute(), "lr").get_p() == [P_MAX]
 
 
-def test_the_formula_needs_no_scheduler():
-    assert annealed_p("cosine", P_MAX, 4, 9) == pytest.approx(2 + 18 * (1 + math.cos(math.pi / 2)) / 2)
-
-
 def test_a_schedule_may_read_both_the_progress_and_the_learning_rate(monkeypatch):
     both = PScheduleRecord(
-        lambda place: (1 - place.progress) * place.lr_share, "a toy", "toy", needs_horizon=True, follows_lr=True
+        lambda place: (1 - place.progress) * place.lr_share, "a toy", needs_horizon=True, follows_lr=True
     )
     monkeypatch.setitem(P_SCHEDULES, "both", both)
     optimizer = LPSGDM([torch.ones(1, requires_grad=True)], lr=0.5, p_max=20)

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from reference import annealed_p
 from torch.optim import lr_scheduler as torch_schedulers
 from torch.optim.swa_utils import SWALR
 
 from hf_lpsgd import LPSGDM, tie_p_schedule
-from hf_lpsgd.schedules import annealed_p
 from hf_lpsgd.wrappers import unwrap_optimizer
 
 STEPS, P_MAX = 40, 20.0
@@ -325,7 +325,7 @@ def test_p_following_the_learning_rate_that_the_scheduler_of_another_optimizer_s
 
 def test_a_warm_up_as_long_as_the_run_is_warned_of():
     optimizer = make_optimizer()
-    with pytest.warns(UserWarning, match="p stays at p_max: num_warmup_steps is 500, and the whole run has 100 steps"):
+    with pytest.warns(UserWarning, match="p stays at p_max: num_warmup_steps is 500, and the run has 100 steps"):
         tie_p_schedule(optimizer, linear(optimizer), "cosine", num_training_steps=100, num_warmup_steps=500)
 
 

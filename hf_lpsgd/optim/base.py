@@ -17,37 +17,28 @@ from .kernels.hyperparameters import Hyperparameters
 from .kernels.tensors import Tensors
 from .measurement import Measurement, is_measuring
 from .options import LR, Option, P
-from .p_in_force import PInForce, Tie
+from .p_in_force import Tie, write_p
 from .shards import Partitions
 from .update import ROUNDED_STEPS, Call, Update, calls_with_gradients, describe
 
 
 class LpOptimizer(Optimizer):
-    """Base of the optimizers that rescale by `(|.| + eps)^rho`; not to be used by itself.
+    """Base of the optimizers that rescale by `(|.| + eps)^rho`; a subclass has `buffers` or `make_step` of its own."""
 
-    A subclass lists the options of its param groups in `options`, `LR` first. It has `buffers` or `make_step` of its
-    own where it needs them.
-
-    Attributes:
-        tie: what p follows; None lets p be the `p_max` of the param group.
-        partitions: how an engine has divided the parameters among processes; None if none has.
-        backward_step: what makes the step in the backward pass; None for the ordinary step.
-    """
-
-    options: ClassVar[tuple[Option, ...]] = ()
-    tie: Tie | None = None
-    partitions: Partitions | None = None
-    backward_step: Any = None
+    options: ClassVar[tuple[Option, ...]] = ()  # of the param groups, `LR` first
+    tie: Tie | None = None  # what p follows; None lets p be the `p_max` of the param group
+    partitions: Partitions | None = None  # how an engine has divided the parameters among processes; None if none has
+    backward_step: Any = None  # what makes the step in the backward pass; None for the ordinary step
 
     def __init__(self, params: ParamsT, **defaults: Any) -> None:
-        self._begin_anew(())
+        self._begin_anew((), {})
         self._check(defaults, "")
         super().__init__(params, defaults)
 
-    def _begin_anew(self, groups: Sequence[dict[str, Any]]) -> None:
-        self._p = self.__dict__.get("_p", PInForce())
-        self._measurement = Measurement(groups)
-        self._every_group = groups
+    def _begin_anew(self, groups: Sequence[dict[str, Any]], written_p: dict[int, float]) -> None:
+        self._every_group, self._measurement = groups, Measurement(groups)
+        self._written_p = written_p  # by the place of the group
+        self._loaded_p_max = {place: float(group["p_max"]) for place, group in enumerate(groups)}
         self._first_params: set[int] = set()  # of the calls of `step` that make up the present update
 
     def _check(self, group: dict[str, Any], where: str) -> None:
@@ -57,10 +48,7 @@ class LpOptimizer(Optimizer):
             if option is not LR or not isinstance(group["lr"], Tensor):
                 group[option.name] = value
         if group["fused"] and group["foreach"]:
-            raise ValueError(
-                f"Invalid fused{where}: True, with foreach=True. Only one of them can be True; leave both None, and "
-                "the best implementation available will be used."
-            )
+            raise ValueError(f"Invalid fused{where}: True, with foreach=True. Only one can be True; leave both None.")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group, with its own values of any of the constructor's options.
@@ -72,19 +60,11 @@ class LpOptimizer(Optimizer):
             ValueError: an option is out of range, a parameter is complex, or `fused` is True and there is no fused
                 implementation for a parameter's device; nothing was added.
         """
-        where = f" in param group {len(self.param_groups)}"
-        if isinstance(param_group, dict):
-            for name, value in self.defaults.items():
-                param_group.setdefault(name, value)
-            self._check(param_group, where)
-            self._p.begin(param_group)
-            if is_measuring(param_group):
-                self._measurement.join(param_group)
-            if param_group.get("rounding") == "stochastic":
-                param_group.setdefault(ROUNDED_STEPS, 0)  # from the start, so that every kind of checkpoint finds it
-        super().add_param_group(param_group)
-        self._every_group = self.param_groups
+        place = len(self.param_groups)
+        where = f" in param group {place}"
+        super().add_param_group(param_group)  # which adds the options that are missing
         try:
+            self._check(param_group, where)
             for index, param in enumerate(param_group["params"]):
                 if param.is_complex():
                     raise ValueError(
@@ -96,29 +76,32 @@ class LpOptimizer(Optimizer):
         except ValueError:
             self.param_groups.pop()
             raise
+        self._every_group = self.param_groups
+        self._written_p[place] = param_group["p_max"]
+        param_group.setdefault("p", param_group["p_max"])
+        if is_measuring(param_group):
+            self._measurement.join(param_group)
+        if param_group.get("rounding") == "stochastic":
+            param_group.setdefault(ROUNDED_STEPS, 0)  # from the start, so that every kind of checkpoint finds it
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         before = self.__dict__.get("param_groups", ())  # there are none while a pickle is read
+        is_same = checkpoint.is_same(before, state)
         replaced = checkpoint.prepare(type(self), before, state)  # fails before anything is changed
-        is_resume = checkpoint.differs(before, state)
         super().__setstate__(state)
-        self._begin_anew(self.param_groups)
+        self._begin_anew(self.param_groups, self._written_p if is_same else {})
         if self.backward_step is not None:
             self.backward_step.discard()
-        self._p.move(() if is_resume else before, self.param_groups)
         if replaced:
             warn_user(
                 f"The loaded state replaces options of this {type(self).__name__}: {', '.join(replaced)}. To change "
-                "them on purpose, set them in optimizer.param_groups after loading, or start a new run from the "
-                "weights of the checkpoint."
+                "them, set them in optimizer.param_groups after loading, or start a new run from its weights."
             )
 
     @overload
     def step(self, closure: None = None) -> None: ...
-
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
-
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Perform a single optimization step, and return the loss if there is a `closure` that computes it.
@@ -147,16 +130,12 @@ class LpOptimizer(Optimizer):
         first = next((id(group["params"][0]) for group in self.param_groups if group["params"]), 0)
         is_new = first in self._first_params or not self._first_params
         self._first_params = {first} if is_new else {*self._first_params, first}
-        self.write_p()
+        write_p(groups, self.tie, self._written_p, self._loaded_p_max)
         if self.tie is not None and is_new:
             self.tie.begin_update()
-        is_long_enough = self.tie is None or self.tie.is_past_warmup()
-        is_measured = self._measurement.begin(groups, is_new=is_new, is_long_enough=is_long_enough)
+        is_past_warmup = self.tie is None or self.tie.is_past_warmup()
+        is_measured = self._measurement.begin(groups, is_new=is_new, is_past_warmup=is_past_warmup)
         return Update(groups, self._measurement if is_measured else None, self.partitions, self.make_step)
-
-    def write_p(self, *, warn: bool = True) -> None:
-        """Write the p in force into the param groups; `warn` where a loaded p is not of this run."""
-        self._p.write(self.param_groups, self.every_group(), self.tie, warn=warn)
 
     def every_group(self) -> Sequence[dict[str, Any]]:
         """Return the param groups, also while DeepSpeed's ZeRO shows one of them at a time."""

@@ -29,13 +29,11 @@ def lpsgd(
     Args:
         params: parameters, of any shapes and floating dtypes, changed in place.
         grads: their gradients, of the same shapes.
-        foreach: use the foreach implementation, or not; see `fused`.
-        fused: use the fused implementation, or not. Where both are None, the best available one is used: fused on
-            CUDA and on the CPU, otherwise foreach on accelerators, otherwise one tensor at a time. The fused
-            implementation does not update float64 tensors, nor those whose parameter, gradient and buffer differ in
-            memory order; the others update these.
-        options: `lr`, `p`, `eps`, `weight_decay`, `maximize` and `grad_rms`, as those of
-            [`LPSGD`][hf_lpsgd.LPSGD]; `p` is the order of the norm, at least 2.
+        foreach: as that of [`LPSGDM`][hf_lpsgd.LPSGDM].
+        fused: the same. The fused implementation does not update float64 tensors, nor those whose parameter, gradient
+            and buffer differ in memory order; the others update these.
+        options: `lr`, `p`, `eps`, `weight_decay`, `maximize` and `grad_rms`, as those of LPSGD; `p` is the order of
+            the norm, at least 2.
 
     Raises:
         ValueError: `fused` is True and there is no fused implementation for a parameter's device; nothing was

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable
 from threading import Lock
-from weakref import ReferenceType, WeakMethod, ref
+from typing import Any
+from weakref import WeakMethod, WeakSet
 
 import torch
-from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
+from torch import Tensor, distributed
 
 from .base import LpOptimizer
 from .update import Call, Update, calls_with_gradients, check_gradients
 
-__all__ = ["StepInBackward", "remove_those_of_trainers", "step_in_backward"]
-
-# What updates a parameter in the backward pass.
-_owners: MutableMapping[Tensor, ReferenceType[StepInBackward]] = WeakIdKeyDictionary()
+_attached: WeakSet[StepInBackward] = WeakSet()
 
 
-def _owner_of(param: Tensor) -> StepInBackward | None:
-    reference = _owners.get(param)
-    return None if reference is None else reference()
+def _attached_to(params: Iterable[Tensor]) -> list[StepInBackward]:
+    """Return what updates any of these parameters in the backward pass."""
+    wanted = set(params)
+    return [step for step in _attached if not wanted.isdisjoint(step._handles)]
+
+
+def remove_those_of_trainers(params: Iterable[Tensor]) -> None:
+    """Remove what Trainers attached to these parameters: a run that failed has left it behind."""
+    for step in _attached_to(params):
+        if step.by_trainer:
+            step.remove()
 
 
 def step_in_backward(optimizer: LpOptimizer) -> StepInBackward:
@@ -50,69 +55,51 @@ def step_in_backward(optimizer: LpOptimizer) -> StepInBackward:
     return StepInBackward(optimizer)
 
 
-def remove_those_of_trainers(params: Iterable[Tensor]) -> None:
-    """Remove what Trainers attached to these parameters: a run that failed has left it behind."""
-    for owner in {_owner_of(param) for param in params}:
-        if owner is not None and owner.by_trainer:
-            owner.remove()
-
-
 class StepInBackward:
-    """What [`step_in_backward`][hf_lpsgd.step_in_backward] has attached to an optimizer.
-
-    Attributes:
-        by_trainer: whether the Trainer's callback attached it.
-        is_armed: whether a backward pass makes the step; if not, gradients are left as they are.
-    """
+    """What [`step_in_backward`][hf_lpsgd.step_in_backward] has attached to an optimizer."""
 
     def __init__(self, optimizer: LpOptimizer, *, by_trainer: bool = False) -> None:
         if not isinstance(optimizer, LpOptimizer):
-            raise TypeError(
-                f"Only LPSGD and LPSGDM can make their step in the backward pass here, not {type(optimizer).__name__}."
-            )
+            raise TypeError(f"Only LPSGD and LPSGDM can step in the backward pass, not {type(optimizer).__name__}.")
         if optimizer.backward_step is not None:
             raise ValueError("This optimizer makes its step in the backward pass already: remove that first.")
         params = [param for group in optimizer.param_groups for param in group["params"] if param.requires_grad]
-        if any(_owner_of(param) is not None for param in params):
+        if _attached_to(params):
             raise ValueError(
-                "Another optimizer updates one of these parameters in the backward pass: call remove() of what "
-                "step_in_backward returned for it."
+                "Another optimizer updates one of these parameters in the backward pass: call remove() of its handle."
             )
-        self.by_trainer = by_trainer
-        self.is_armed = True
+        self.by_trainer = by_trainer  # whether the Trainer's callback attached it
+        self.is_armed = True  # whether a backward pass makes the step; if not, gradients are left as they are
         self._optimizer = optimizer
         self._lock = Lock()  # the backward pass runs in one thread per device
         self._update: Update | None = None
-        self._updated: set[Tensor] = set()
-        self._places: dict[Tensor, tuple[int, int]] = {}
+        self._waiting: dict[Tensor, tuple[dict[str, Any], int]] = {}  # for their gradients: their groups and places
         # Hooks that held this object would keep the parameters, and with them the model, in memory for ever.
-        update, reference = WeakMethod(self._update_in_backward), ref(self)
+        update = WeakMethod(self._update_in_backward)
 
         def hook(param: Tensor) -> None:
-            method = update()
-            if method is not None:
+            if (method := update()) is not None:
                 method(param)
 
-        self._handles = [param.register_post_accumulate_grad_hook(hook) for param in params]
-        _owners.update(dict.fromkeys(params, reference))
+        self._handles = {param: param.register_post_accumulate_grad_hook(hook) for param in params}
+        _attached.add(self)
         optimizer.backward_step = self
 
     def remove(self) -> None:
         """Go back to the ordinary step."""
-        for handle in self._handles:
+        for handle in self._handles.values():
             handle.remove()
-        self._handles = []
-        for param in [param for param in _owners if _owner_of(param) is self]:
-            del _owners[param]
+        self._handles.clear()
         if self._optimizer.backward_step is self:
             self._optimizer.backward_step = None
 
     def finish(self) -> None:
         """End the update: `optimizer.step()` calls it."""
         with self._lock:
-            calls = calls_with_gradients(self._optimizer.param_groups, type(self._optimizer).__name__)
-            for param in [param for call in calls for param in call.params]:
-                self._apply(param)
+            for call in calls_with_gradients(self._optimizer.param_groups, type(self._optimizer).__name__):
+                self._begun().apply(call)
+                for param in call.params:
+                    param.grad = None
             if self._update is not None:
                 self._update.end()
             self.discard()
@@ -120,52 +107,40 @@ class StepInBackward:
     def discard(self) -> None:
         """Forget the update that has begun: another state was loaded."""
         self._update = None
-        self._updated.clear()
 
     @torch.no_grad()
     def _update_in_backward(self, param: Tensor) -> None:
         if not self.is_armed:
             return
         with self._lock:
-            if param in self._updated:
+            update = self._begun()
+            if param not in self._waiting:
                 param.grad = None  # so that the next step does not apply it
                 raise RuntimeError(
                     f"A parameter of shape {tuple(param.shape)} has got a second gradient since the last "
-                    "optimizer.step(). The step is made in the backward pass, so gradients cannot be accumulated: "
-                    "call optimizer.step() after each backward(), also after one that failed, and use a "
-                    "gradient_accumulation_steps of 1. Reentrant gradient checkpointing gives a weight that several "
-                    "of its segments use several gradients: leave it out."
+                    "optimizer.step(). By a step in the backward pass, gradients cannot be accumulated: call "
+                    "optimizer.step() after each backward(), also after one that failed, and leave out reentrant "
+                    "gradient checkpointing, which gives a weight that several of its segments use several gradients."
                 )
-            self._apply(param)
+            group, index = self._waiting[param]
+            assert param.grad is not None
+            call = Call(group, [param], [param.grad], [index])
+            check_gradients(call, type(self._optimizer).__name__)
+            del self._waiting[param]
+            try:
+                update.apply(call)
+            finally:
+                param.grad = None  # also after an error: what was updated in part must not be updated again
 
-    def _apply(self, param: Tensor) -> None:
-        """Update a parameter, and free its gradient."""
-        optimizer = self._optimizer
+    def _begun(self) -> Update:
+        """Return the present update; begin it if there is none."""
         if self._update is None:
-            if torch.distributed.is_available() and torch.distributed.is_initialized():
-                processes = torch.distributed.get_world_size()
-                if processes > 1:
-                    raise RuntimeError(
-                        f"A step in the backward pass cannot train with {processes} processes: they average their "
-                        "gradients afterwards. Use the ordinary step, or one process."
-                    )
-            self._update = optimizer.begin_update()
-            self._find_places()
-        if param not in self._places:  # its group was added since the update began
-            self._find_places()
-        group_index, index = self._places[param]
-        grad = param.grad
-        assert grad is not None
-        call = Call(optimizer.param_groups[group_index], [param], [grad], [index])
-        check_gradients(call, type(optimizer).__name__)
-        self._updated.add(param)
-        try:
-            self._update.apply(call)
-        finally:
-            param.grad = None  # also after an error: what was updated in part must not be updated again
-
-    def _find_places(self) -> None:
-        groups = enumerate(self._optimizer.param_groups)
-        self._places = {
-            param: (place, index) for place, group in groups for index, param in enumerate(group["params"])
-        }
+            if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+                raise RuntimeError(
+                    f"A step in the backward pass cannot train with {distributed.get_world_size()} processes: they "
+                    "average their gradients afterwards. Use the ordinary step, or one process."
+                )
+            self._update = self._optimizer.begin_update()
+            groups = self._optimizer.param_groups
+            self._waiting = {param: (group, index) for group in groups for index, param in enumerate(group["params"])}
+        return self._update

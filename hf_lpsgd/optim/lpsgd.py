@@ -10,20 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .base import LpOptimizer
-from .options import (
-    EPS,
-    FOREACH,
-    FUSED,
-    GRAD_RMS,
-    LR,
-    MAXIMIZE,
-    MOMENTUM,
-    MOMENTUM_DTYPE,
-    P_MAX,
-    ROUNDING,
-    ROUNDING_SEED,
-    WEIGHT_DECAY,
-)
+from .options import MOMENTUM, MOMENTUM_DTYPE, OF_LPSGD
 
 # None stands for the dtype of the parameter.
 _DTYPES = {None: None, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -43,7 +30,7 @@ class LPSGD(LpOptimizer):
     m, and without `momentum` and `momentum_dtype`.
     """
 
-    options = (LR, P_MAX, EPS, WEIGHT_DECAY, GRAD_RMS, ROUNDING, ROUNDING_SEED, MAXIMIZE, FOREACH, FUSED)
+    options = OF_LPSGD
 
     def __init__(
         self,
@@ -140,8 +127,7 @@ class LPSGDM(LpOptimizer):
             state, dtype = self.state[param], named or param.dtype
             buffer = state.get("momentum_buffer")
             if buffer is None:
-                buffer = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
-                state["momentum_buffer"] = buffer
+                state["momentum_buffer"] = buffer = torch.zeros_like(param, dtype=dtype)
             elif buffer.dtype is not dtype:  # the option was changed
                 state["momentum_buffer"] = buffer = buffer.to(dtype)
             buffers.append(buffer)
@@ -154,13 +140,11 @@ class LPSGDM(LpOptimizer):
             ValueError: the state is that of another optimizer or of other param groups; nothing was loaded.
         """
         used: dict[str, Any] = {}  # as the hooks before have left it
-        before = self.register_load_state_dict_pre_hook(lambda _, given: used.update(given))
-        after = self.register_load_state_dict_post_hook(lambda _: self._restore_buffers(used), prepend=True)
-        try:
+        with (
+            self.register_load_state_dict_pre_hook(lambda _, given: used.update(given)),
+            self.register_load_state_dict_post_hook(lambda _: self._restore_buffers(used), prepend=True),
+        ):
             super().load_state_dict(state_dict)
-        finally:
-            before.remove()
-            after.remove()
 
     def _restore_buffers(self, state_dict: dict[str, Any]) -> None:
         # torch has cast every buffer to its parameter's dtype, which rounds a float32 buffer of a bfloat16 parameter.

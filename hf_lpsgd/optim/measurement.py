@@ -4,8 +4,8 @@ It is the mean, over the first updates of a run, of the root mean square of what
 LPSGD, its moving average for LPSGDM. All elements of all param groups with `grad_rms="auto"` count. Then it is frozen,
 and takes the place of `"auto"` in the param groups.
 
-An update is measured while it is made, so the number in force is that of the updates before. The first update only
-measures. An engine may make an update by several calls of `step`, a few parameters at a time. DeepSpeed's ZeRO does.
+An update is measured while it is made, so the number in force is that of the updates before, and the first one only
+measures. An engine may make an update by several calls of `step`, as DeepSpeed's ZeRO does.
 """
 
 from __future__ import annotations
@@ -31,8 +31,6 @@ _NOTHING = (0.0, 0, 0.0, 0)
 # Below it, float32 cannot hold its reciprocal.
 _SMALLEST = 1e-30
 
-_DIGITS = 7  # so that engines that add up in another order find the same number
-
 
 def is_measuring(group: dict[str, Any]) -> bool:
     """Say whether the group's reference size is still being measured."""
@@ -43,8 +41,7 @@ def reference_size(group: dict[str, Any]) -> float | None:
     """Return the group's reference size: a number, or the mean of what was measured so far, if anything."""
     if not is_measuring(group):
         return None if group.get("grad_rms") is None else float(group["grad_rms"])
-    total, updates, squares, count = group.get(MEASURED, _NOTHING)
-    return _mean(total + _root_mean_square(squares, count), updates + (count > 0))
+    return _mean(*_finished(*group.get(MEASURED, _NOTHING)))
 
 
 class Measurement:
@@ -60,8 +57,7 @@ class Measurement:
     @property
     def size(self) -> float | None:
         """The size in force while it is measured: the mean over the finished updates, None before there is one."""
-        total, updates, *_ = self._record
-        return _mean(total, updates)
+        return _mean(*self._record[:2])
 
     def join(self, group: dict[str, Any]) -> None:
         """Let a group take part, or take the number that is already frozen."""
@@ -69,26 +65,19 @@ class Measurement:
         if self._frozen is not None:
             group["grad_rms"] = self._frozen
 
-    def begin(self, groups: Sequence[dict[str, Any]], *, is_new: bool, is_long_enough: bool) -> bool:
-        """Begin a call of `step`, and say whether it is to be measured.
-
-        Args:
-            groups: all param groups of the optimizer.
-            is_new: whether the call begins an update, or goes on with one.
-            is_long_enough: whether the warm-up is over, so that the number may be frozen.
-        """
-        measuring = [group for group in groups if is_measuring(group)]
+    def begin(self, groups: Sequence[dict[str, Any]], *, is_new: bool, is_past_warmup: bool) -> bool:
+        """Begin an update if it `is_new`, or go on with one, and say whether it is to be measured."""
+        measuring = list(filter(is_measuring, groups))
         if not measuring:
             return False
         if torch.compiler.is_compiling():
             raise ValueError(
-                "grad_rms='auto' reads what it measures at each step, which a step that is compiled by torch.compile "
-                "does not do. Make the step outside of it until it is frozen, or give grad_rms a number."
+                "grad_rms='auto' reads what it measures at each step, which torch.compile does not. Make the step "
+                "outside of it until it is frozen, or give grad_rms a number."
             )
-        total, updates, squares, count = self._record
-        if is_new and count:
-            self._record = [total + _root_mean_square(squares, count), updates + 1, 0.0, 0]
-            if updates + 1 >= FEWEST_UPDATES and is_long_enough:
+        if is_new and self._record[3]:
+            self._record = [*_finished(*self._record), 0.0, 0]
+            if self._record[1] >= FEWEST_UPDATES and is_past_warmup:
                 self._frozen = self.size
         for group in measuring:
             self.join(group)
@@ -113,8 +102,9 @@ class Measurement:
             self.join(group)
 
 
-def _root_mean_square(squares: float, count: float) -> float:
-    return _rounded(math.sqrt(squares / count)) if count else 0.0
+def _finished(total: float, updates: int, squares: float, count: int) -> tuple[float, int]:
+    """Return the sum over the updates and their number, with the one that may not be finished yet."""
+    return (total + _rounded(math.sqrt(squares / count)), updates + 1) if count else (total, updates)
 
 
 def _mean(total: float, updates: int) -> float | None:
@@ -122,4 +112,4 @@ def _mean(total: float, updates: int) -> float | None:
 
 
 def _rounded(number: float) -> float:
-    return float(f"{number:.{_DIGITS}g}")
+    return float(f"{number:.7g}")  # so that engines that add up in another order find the same number

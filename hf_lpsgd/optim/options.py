@@ -14,31 +14,18 @@ import torch
 
 @dataclass(frozen=True)
 class Option:
-    """An option of an optimizer: an argument of its constructor, and an entry of its param groups.
+    """An option of an optimizer: an argument of its constructor, and an entry of its param groups."""
 
-    Attributes:
-        name: of the argument, of the entry, and of the key of `optim_args`.
-        meaning: one line for tables.
-        low: the least number that is allowed; None where numbers are not.
-        below: a number that is too large already; None where there is none.
-        whole: whether numbers must be whole.
-        values: what else is allowed: names, True, False and None. Each check reads them anew, so a table may grow.
-        note: a remark on the range, for messages.
-        trainer_flag: the flag by which the Trainer is told; None for a key of `optim_args`.
-        for_trainer: whether the Trainer can be told at all.
-        absent: the value in a state that lacks it, of a version that did not know it; `...` where every state has it.
-    """
-
-    name: str
-    meaning: str
-    low: float | None = None
-    below: float | None = None
-    whole: bool = False
-    values: Collection[Any] = ()
-    note: str = ""
-    trainer_flag: str | None = None
-    for_trainer: bool = True
-    absent: Any = ...
+    name: str  # of the argument, of the entry, and of the key of `optim_args`
+    meaning: str  # one line for tables
+    low: float | None = None  # the least number that is allowed; None where numbers are not
+    below: float | None = None  # a number that is too large already; None where there is none
+    whole: bool = False  # whether numbers must be whole
+    values: Collection[Any] = ()  # what else is allowed: names, True, False and None; may be a table that grows
+    note: str = ""  # a remark on the range, for messages
+    trainer_flag: str | None = None  # by which the Trainer is told; None for a key of `optim_args`
+    for_trainer: bool = True  # whether the Trainer can be told at all
+    absent: Any = None  # the value in a state of a version that did not know it
 
     @property
     def allowed(self) -> str:
@@ -60,14 +47,9 @@ class Option:
         return _alternatives([f"{self.name}={value}" for value in (*values, *(["NUMBER"] * (self.low is not None)))])
 
     def check(self, value: Any, where: str = "") -> Any:
-        """Return `value`, a number as a float and a dtype as its name, if it is allowed.
+        """Return `value`, a number as a float and a dtype as its name, if it is allowed; otherwise raise a ValueError.
 
-        Args:
-            value: what was given; a tensor of one element stands for its number.
-            where: follows the option's name in the message, as " in param group 1".
-
-        Raises:
-            ValueError: one line with the option, what was given and what is allowed.
+        A tensor of one element stands for its number. `where` follows the option's name, as " in param group 1".
         """
         given = value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
         if isinstance(given, torch.dtype):
@@ -85,7 +67,7 @@ class Option:
     def read(self, text: str, where: str = "") -> Any:
         """Return the value that a text of a command line stands for, if it is allowed."""
         for value in self.values:
-            if text == value or (not isinstance(value, str) and text.lower() == str(value).lower()):
+            if not isinstance(value, str) and text.lower() == str(value).lower():
                 return value
         number: Any = text
         if self.low is not None:
@@ -105,13 +87,9 @@ GRAD_RMS = Option(
     "root mean square of the gradient, in units of which the step is made; auto measures it",
     low=1e-30,
     values=(None, "auto"),
-    absent=None,
 )
 MOMENTUM_DTYPE = Option(
-    "momentum_dtype",
-    "dtype of the momentum; None is that of the parameter",
-    values=(None, "bfloat16", "float32"),
-    absent=None,
+    "momentum_dtype", "dtype of the momentum; None is that of the parameter", values=(None, "bfloat16", "float32")
 )
 ROUNDING = Option(
     "rounding",
@@ -120,42 +98,31 @@ ROUNDING = Option(
     absent="nearest",
 )
 ROUNDING_SEED = Option(
-    "rounding_seed",
-    "seed of the random numbers of rounding=stochastic; the same on all processes",
-    low=0,
-    whole=True,
-    absent=0,
+    "rounding_seed", "seed for rounding=stochastic; the same on all processes", low=0, whole=True, absent=0
 )
-MAXIMIZE = Option(
-    "maximize", "ascend the objective instead of descending", values=(True, False), for_trainer=False, absent=False
-)
+MAXIMIZE = Option("maximize", "ascend the objective", values=(True, False), for_trainer=False, absent=False)
 FOREACH = Option(
-    "foreach",
-    "True or False to use the foreach implementation or not, None for the best",
-    values=(True, False, None),
-    absent=None,
+    "foreach", "True or False to use the foreach implementation or not, None for the best", values=(True, False, None)
 )
 FUSED = Option(
-    "fused",
-    "the same for the fused implementation: Triton on CUDA, compiled C++ on a CPU",
-    values=(True, False, None),
-    absent=None,
+    "fused", "the same for the fused implementation: Triton on CUDA, compiled C++ on a CPU", values=(True, False, None)
 )
+
+OF_LPSGD = (LR, P_MAX, EPS, WEIGHT_DECAY, GRAD_RMS, ROUNDING, ROUNDING_SEED, MAXIMIZE, FOREACH, FUSED)
 EVERY_OPTION = tuple(value for value in list(globals().values()) if isinstance(value, Option))
 
 
 def check_count(name: str, value: Any, low: int, why: str, *, optional: bool = False) -> None:
     """Fail unless `value` is an integer of at least `low`, or None where `optional`; `why` is said last."""
-    if optional and value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < low:
+    is_count = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= low
+    if not is_count and not (optional and value is None):
         raise invalid(name, value, f"an integer of at least {low}: {why}")
 
 
 def invalid(name: str, value: Any, allowed: str) -> ValueError:
     """Return the error for a value that an option cannot take."""
     if isinstance(value, torch.Tensor) and value.numel() != 1:
-        return ValueError(f"Invalid {name}: a tensor of {value.numel()} elements. It must be {allowed}, not several.")
+        return ValueError(f"Invalid {name}: a tensor of {value.numel()} elements. It must be {allowed}.")
     return ValueError(f"Invalid {name}: {' '.join(repr(value).split())}. It must be {allowed}.")
 
 

@@ -42,16 +42,14 @@ class OptimizerRecord:
         return {option.name: parameters[option.name].default for option in self.options}
 
 
-# So that the learning rate that a script has for AdamW serves; docs/results.md has the study.
-_AT_ADAMWS_RATE = {"grad_rms": "auto"}
-
 _ORDINARY = (
-    OptimizerRecord("lpsgd", LPSGD, "SGD in an lp norm; keeps no state", _AT_ADAMWS_RATE),
+    # grad_rms="auto" lets the learning rate serve that a script has for AdamW; docs/results.md has the study.
+    OptimizerRecord("lpsgd", LPSGD, "SGD in an lp norm; keeps no state", {"grad_rms": "auto"}),
     OptimizerRecord(
         "lpsgdm",
         LPSGDM,
         "SGD with momentum in an lp norm; keeps one buffer per parameter",
-        {**_AT_ADAMWS_RATE, "momentum": 0.6},
+        {"grad_rms": "auto", "momentum": 0.6},
     ),
 )
 _BACKWARD = "{}, updated in the backward pass, with each gradient freed at once"

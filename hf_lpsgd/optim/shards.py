@@ -15,12 +15,10 @@ from torch import Tensor
 
 
 class Partitions(NamedTuple):
-    """How an engine has divided the parameters of an optimizer among the processes of a `group`.
-
-    `padding` has, by the identity of a partition, how many of its elements belong to no parameter.
-    """
+    """How an engine has divided the parameters of an optimizer among the processes of a `group`."""
 
     group: Any
+    # How many elements of a partition, by its identity, belong to no parameter.
     padding: Mapping[int, int] = MappingProxyType({})
 
 

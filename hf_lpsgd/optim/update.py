@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +21,6 @@ from .shards import Partitions, add_up, groups_of
 # In a param group with rounding="stochastic": the number of its updates so far, on which the random numbers depend.
 ROUNDED_STEPS = "rounded_steps"
 
-
 Groups = Sequence[dict[str, Any]]
 
 
@@ -31,25 +33,15 @@ class Call(NamedTuple):
     indices: Sequence[int]
 
 
-# Makes the step of a call: the numbers of the parameters in their optimizer are the last argument.
-Step = Callable[[Call, Hyperparameters, Sequence[int]], None]
-
-
 def calls_with_gradients(groups: Groups, optimizer: str) -> list[Call]:
-    """Gather the parameters that have gradients, one call per group that has any.
-
-    Raises:
-        ValueError: a gradient is sparse, or a plain tensor where the parameter is a DTensor.
-    """
+    """Gather the parameters that have gradients, one call per group that has any, and check them all."""
     calls = []
     for group in groups:
-        grads = [param.grad for param in group["params"]]
-        indices = [index for index, grad in enumerate(grads) if grad is not None]
-        if not indices:
-            continue
-        call = Call(group, [group["params"][index] for index in indices], [grads[index] for index in indices], indices)
-        check_gradients(call, optimizer)
-        calls.append(call)
+        params = enumerate(group["params"])
+        rows = [(param, grad, index) for index, param in params if (grad := param.grad) is not None]
+        if rows:
+            calls.append(Call(group, *zip(*rows, strict=True)))
+            check_gradients(calls[-1], optimizer)
     return calls
 
 
@@ -70,87 +62,72 @@ def check_gradients(call: Call, optimizer: str) -> None:
 
 def describe(group: dict[str, Any], index: int) -> str:
     """Say which parameter it is: its name where the optimizer was given named parameters, and its shape."""
-    shape = tuple(group["params"][index].shape)
-    if "param_names" in group:
-        return f"the parameter {group['param_names'][index]!r} of shape {shape}"
-    return f"parameter {index} of shape {shape}"
+    name = f"the parameter {group['param_names'][index]!r}" if "param_names" in group else f"parameter {index}"
+    return f"{name} of shape {tuple(group['params'][index].shape)}"
 
 
+@dataclass(eq=False)
 class Update:
-    """An update that has begun: p is in all `groups`, and there is a `measurement` if it is to be measured."""
+    """An update that has begun."""
 
-    def __init__(
-        self, groups: Groups, measurement: Measurement | None, partitions: Partitions | None, step: Step
-    ) -> None:
-        self._groups, self._measurement, self._partitions, self._step = groups, measurement, partitions, step
-        self._squares: dict[Any, SumOfSquares] = {}
-        self._touched: list[dict[str, Any]] = []
-        self._device: torch.device | None = None
+    groups: Groups  # of the optimizer, each with the p in force
+    measurement: Measurement | None  # if it is to be measured
+    partitions: Partitions | None
+    make_step: Callable[[Call, Hyperparameters, Sequence[int]], None]  # as LpOptimizer has it
+    _squares: defaultdict[Any, SumOfSquares] = field(default_factory=lambda: defaultdict(SumOfSquares))
+    _rounded: dict[int, dict[str, Any]] = field(default_factory=dict)  # the groups rounded stochastically, by their id
+    _device: torch.device | None = None
 
     def apply(self, call: Call) -> None:
         """Update the parameters of a call."""
-        group = call.group
-        lr, size = group["lr"], group.get("grad_rms")
-        if self._measurement is not None and is_measuring(group):
-            size = self._measurement.size
-            lr = 0.0 if size is None else lr  # nothing is known yet, so the first update only measures
-        before, key = 0, None
+        group, before = call.group, 0
+        options = {name: group[name] for name in OF_STEP if name in group} | {"rounding": None}
+        parts: Iterable[tuple[Call, SumOfSquares | None]] = [(call, None)]
+        if self.measurement is not None and is_measuring(group):
+            parts = self._by_shards(call)
+            options["grad_rms"] = self.measurement.size
+            if self.measurement.size is None:  # nothing is known yet, so the first update only measures
+                options["lr"] = 0.0
         if group.get("rounding") == "stochastic":
-            before, key = _first_number(self._groups, group), _key(group)
-        options = {name: group[name] for name in OF_STEP if name in group and name != "rounding"}
-        for part, squares in self._by_shards(call):
-            hyper = hyperparameters(**{**options, "lr": lr, "grad_rms": size}, squares=squares, rounding=key)
-            self._step(part, hyper, part.indices if key is None else [before + index for index in part.indices])
-        self._touched.append(group)
+            before = sum(len(other["params"]) for other in takewhile(lambda other: other is not group, self.groups))
+            options["rounding"] = _key(group)
+            self._rounded[id(group)] = group
+        for part, squares in parts:
+            numbers = [before + index for index in part.indices]
+            self.make_step(part, hyperparameters(**options, squares=squares), numbers)
 
     def end(self) -> None:
         """Count the update, and add up what was measured over the shards of the parameters."""
-        rounded = {id(group): group for group in self._touched if group.get("rounding") == "stochastic"}.values()
-        if rounded and not any(group.get(ROUNDED_STEPS) for group in self._groups):
-            _notice_no_effect(self._groups)
-        for group in rounded:
+        if self._rounded and not any(group.get(ROUNDED_STEPS) for group in self.groups):
+            _notice_no_effect(self.groups)
+        for group in self._rounded.values():
             group[ROUNDED_STEPS] = group.get(ROUNDED_STEPS, 0) + 1
-        if self._measurement is None:
+        if self.measurement is None:
             return
-        if self._partitions is not None:
-            self._squares_over((self._partitions.group,))  # the other processes wait for this one
+        if self.partitions is not None:
+            self._squares[(self.partitions.group,)]  # makes it: the other processes wait for this one
         sums = [add_up(key, part.total(), part.count, self._device) for key, part in self._squares.items()]
-        self._measurement.end(self._groups, sum(squares for squares, _ in sums), sum(count for _, count in sums))
+        self.measurement.end(self.groups, sum(squares for squares, _ in sums), sum(count for _, count in sums))
 
-    def _by_shards(self, call: Call) -> list[tuple[Call, SumOfSquares | None]]:
-        """The parts of a call whose squares are added up over other processes; one, where nothing is measured."""
-        if self._measurement is None or not is_measuring(call.group):
-            return [(call, None)]
+    def _by_shards(self, call: Call) -> Iterator[tuple[Call, SumOfSquares]]:
+        """Divide a call by the processes over which squares are added up."""
         self._device = call.params[0].device
         parts: dict[Any, list[int]] = {}
         for place, param in enumerate(call.params):
-            parts.setdefault(groups_of(param, self._partitions), []).append(place)
-        found: list[tuple[Call, SumOfSquares | None]] = []
+            parts.setdefault(groups_of(param, self.partitions), []).append(place)
         for key, places in parts.items():
             params, grads, indices = ([column[place] for place in places] for column in call[1:])
-            squares = self._squares_over(key)
-            if self._partitions is not None:
-                squares.count -= sum(self._partitions.padding.get(id(param), 0) for param in params)
-            found.append((Call(call.group, params, grads, indices), squares))  # type: ignore[arg-type]
-        return found
-
-    def _squares_over(self, groups: tuple[Any, ...]) -> SumOfSquares:
-        return self._squares.setdefault(groups, SumOfSquares())
-
-
-def _first_number(groups: Groups, group: dict[str, Any]) -> int:
-    """The number in the optimizer of the group's first parameter."""
-    place = next(index for index, other in enumerate(groups) if other is group)
-    return sum(len(other["params"]) for other in groups[:place])
+            if self.partitions is not None:
+                self._squares[key].count -= sum(self.partitions.padding.get(id(param), 0) for param in params)
+            yield Call(call.group, params, grads, indices), self._squares[key]  # type: ignore[arg-type]
 
 
 def _key(group: dict[str, Any]) -> Key:
-    """The random numbers of the group's next update."""
+    """Return the random numbers of the group's next update."""
     if torch.compiler.is_compiling() or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
         raise ValueError(
-            "rounding='stochastic' needs new random numbers at each step, which a step that is compiled by "
-            "torch.compile or captured in a CUDA graph does not draw. Make the step outside of it, or use "
-            "rounding='nearest'."
+            "rounding='stochastic' needs new random numbers at each step, which torch.compile and CUDA graphs do not "
+            "draw. Make the step outside of them, or use rounding='nearest'."
         )
     return key_of_step(group["rounding_seed"], group.get(ROUNDED_STEPS, 0))
 
@@ -163,7 +140,6 @@ def _notice_no_effect(groups: Groups) -> None:
         if group.get("rounding") == "stochastic"
     ):
         warn_user(
-            "rounding='stochastic' has no effect here: neither parameters nor momentum are bfloat16 or float16. "
-            "Automatic mixed precision (--bf16) and DeepSpeed keep the weights in float32. To train in bfloat16, "
-            "load the model with dtype=torch.bfloat16."
+            "rounding='stochastic' has no effect here: neither parameters nor momentum are bfloat16 or float16. Mixed "
+            "precision (--bf16) and DeepSpeed keep weights in float32. Load the model with dtype=torch.bfloat16."
         )

@@ -16,7 +16,7 @@ from ..optim.kernels.choice import check_fused
 from ..optim.options import LR, WEIGHT_DECAY, Option, invalid
 from ..processes import check_processes
 from ..schedules import P_GRANULARITY, P_SCHEDULE, Granularity, PSchedule, check_schedule
-from .layerwise import check_layerwise
+from .checks import check_layerwise
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -49,12 +49,12 @@ class OptimArgs:
         record, text, values = OPTIMIZERS[optim], as_text(optim, optim_args), dict[str, Any]()
         keys, wrong = _keys(record), f"Invalid optim_args for {optim}"
         for item in text.split(",") if text else ():
-            key, equals, value = (part.strip() for part in item.partition("="))
+            key, _, value = (part.strip() for part in item.partition("="))
             if not item.strip():
                 raise ValueError(f"{wrong}: {text!r} has an empty entry. Remove the extra comma.")
             if key not in keys:
                 raise ValueError(f"{wrong}: {_unknown_key(record, key, item.strip())}")
-            if not equals or not value:
+            if not value:
                 raise ValueError(f"{wrong}: {item.strip()!r} has no value. Write it as {keys[key].form}.")
             if key in values:
                 raise ValueError(f"{wrong}: {key} is given twice. Give it once.")
@@ -77,10 +77,7 @@ def as_text(optim: str, optim_args: Any) -> str:
             if not isinstance(value, str | Real | None) or "," in str(value):
                 raise invalid(f"{key} in optim_args", value, "a number, a name, True, False or None")
         return ",".join(f"{key}={value}" for key, value in optim_args.items())
-    raise ValueError(
-        f"Invalid optim_args for {optim}: {optim_args!r}. It must be text, as in 'p_max=20,p_schedule=cosine', or a "
-        "mapping, as in {'p_max': 20, 'p_schedule': 'cosine'}."
-    )
+    raise invalid(f"optim_args for {optim}", optim_args, "text, as in 'p_max=20,p_schedule=cosine', or a mapping")
 
 
 def parse_optim_args(args: TrainingArguments) -> OptimArgs | None:
@@ -90,13 +87,10 @@ def parse_optim_args(args: TrainingArguments) -> OptimArgs | None:
 
 
 def validate_optim_args(args: TrainingArguments) -> OptimArgs | None:
-    """Check all that `args` says about lpsgd or lpsgdm.
+    """Check all that `args` says about lpsgd or lpsgdm, and return the parsed `args.optim_args`; None for others.
 
     The constructor of the Trainer calls it. Call it yourself right after parsing the arguments to hear of a mistake
     before data and model are loaded. A mapping in `args.optim_args` becomes text, which is what transformers reads.
-
-    Returns:
-        The parsed `args.optim_args`, or None for other optimizers.
 
     Raises:
         ValueError: an argument is not allowed, or several of them together, or a launcher started more processes than
@@ -113,8 +107,7 @@ def validate_optim_args(args: TrainingArguments) -> OptimArgs | None:
     cls([torch.zeros(1, device="meta")], **kwargs)  # which checks the options against each other
     if kwargs.get("fused"):
         check_fused(args.device, " in optim_args")
-    counting = _COUNT_EVALUATIONS.get(name_of(args.lr_scheduler_type))
-    check_schedule(parsed.p_schedule, parsed.p_granularity, counting)
+    check_schedule(parsed.p_schedule, parsed.p_granularity, _COUNT_EVALUATIONS.get(name_of(args.lr_scheduler_type)))
     check_processes(args.world_size)
     if OPTIMIZERS[optim].ordinary is not None:
         check_layerwise(args, f"--optim {optim}", f"use --optim {OPTIMIZERS[optim].ordinary}")
@@ -134,13 +127,13 @@ def _keys(record: OptimizerRecord) -> dict[str, Option]:
 
 
 def _unknown_key(record: OptimizerRecord, key: str, item: str) -> str:
-    valid = ", ".join(_keys(record))
+    keys = _keys(record)
     flag = {"learning_rate": LR, "lr": LR, "weight_decay": WEIGHT_DECAY}.get(key)
-    if flag is not None:
-        return f"{item!r}. Give it as {flag.trainer_flag}; the keys here are {valid}."
     others = [other.name for other in OPTIMIZERS.values() if key in _keys(other)]
-    if others:
-        return f"{item!r}. {key} is a key of {others[0]}; those of {record.name} are {valid}."
-    guess = difflib.get_close_matches(key, _keys(record), n=1, cutoff=0.5)
-    hint = f" Did you mean {guess[0]}?" if guess else ""
-    return f"{item!r} has no known key.{hint} The keys are {valid}, as in p_max=20."
+    guesses = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+    hint = f" Did you mean {guesses[0]}?" if guesses else ""
+    if flag is not None:
+        hint = f" Give it as {flag.trainer_flag}."
+    elif others:
+        hint = f" {key} is a key of {others[0]}."
+    return f"{item!r} has no known key.{hint} The keys are {', '.join(keys)}, as in p_max=20."

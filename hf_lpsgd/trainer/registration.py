@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -17,8 +14,7 @@ from ..optim import OPTIMIZERS
 from .optim_args import optimizer_class_and_kwargs
 
 _TRAINER = "transformers.trainer"
-_SUITABLE = "transformers>=5.2,<6"
-_NEEDS = f"hf_lpsgd needs {_SUITABLE}"
+_NEEDS = "hf_lpsgd needs transformers>=5.2,<6 (pip install 'transformers>=5.2,<6')"
 
 
 def register() -> None:
@@ -30,21 +26,13 @@ def register() -> None:
     Raises:
         ImportError: transformers is missing, or lacks what this needs; says which and what to install.
     """
-    if find_spec("transformers") is None:
-        raise ImportError(f"{_NEEDS}, which is not installed: pip install '{_SUITABLE}'", name="transformers")
-    import transformers
-    from transformers import training_args
-
     try:
         from transformers.trainer_optimizer import _OPTIMIZER_HANDLERS as handlers
-    except ImportError:
-        raise ImportError(
-            f"{_NEEDS}, and {transformers.__version__} is installed, which has no "
-            f"transformers.trainer_optimizer._OPTIMIZER_HANDLERS: pip install '{_SUITABLE}'"
-        ) from None
+        from transformers.training_args import OptimizerNames as names
+    except ImportError as error:
+        raise ImportError(f"{_NEEDS}: {error}", name=error.name) from None
     from aenum import extend_enum
 
-    names = training_args.OptimizerNames
     for name in OPTIMIZERS:
         if name not in [member.value for member in names]:
             member = extend_enum(names, name.upper(), name)
@@ -71,9 +59,8 @@ def _handler(context: Any) -> tuple[Any, dict[str, Any]]:
 
     if LpScheduleCallback not in getattr(sys.modules.get(_TRAINER), "DEFAULT_CALLBACKS", [LpScheduleCallback]):
         raise ValueError(
-            "The Trainer does not have the callback of hf_lpsgd, so p would not be annealed. Perhaps "
-            "transformers.trainer was reloaded, or hf_lpsgd was imported during its import. Call "
-            "hf_lpsgd.trainer.register(), then make a new Trainer."
+            "The Trainer does not have the callback of hf_lpsgd, so p would not be annealed: transformers.trainer was "
+            "reloaded, or was importing hf_lpsgd. Call hf_lpsgd.trainer.register(), then make a new Trainer."
         )
     return optimizer_class_and_kwargs(context.args)
 
@@ -83,30 +70,28 @@ def _add_callback(trainer_module: ModuleType) -> None:
 
     callbacks = getattr(trainer_module, "DEFAULT_CALLBACKS", None)
     if not isinstance(callbacks, list):
-        raise ImportError(f"{_NEEDS}, and the one installed has no list transformers.trainer.DEFAULT_CALLBACKS")
+        raise ImportError(f"{_NEEDS}: there is no list {_TRAINER}.DEFAULT_CALLBACKS")
     if LpScheduleCallback not in callbacks:
         callbacks.append(LpScheduleCallback)
 
 
 class _AfterImport(MetaPathFinder):
-    """Adds the callback as soon as transformers.trainer is imported for the first time."""
+    """Adds the callback as soon as transformers.trainer is imported."""
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
         if fullname != _TRAINER:
             return None
         others = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
         spec = next(filter(None, others), None)
         if spec is not None and spec.loader is not None:
-            spec.loader.exec_module = partial(self._execute, spec.loader.exec_module)  # type: ignore[method-assign]
-        return spec
+            execute = spec.loader.exec_module
 
-    def _execute(self, execute: Callable[[ModuleType], None], module: ModuleType) -> None:
-        execute(module)
-        if self in sys.meta_path:
-            sys.meta_path.remove(self)
-        try:
-            _add_callback(module)
-        except ImportError as error:
-            warn_user(f"hf_lpsgd did not register with the Trainer: {error}")
+            def execute_and_add(module: ModuleType) -> None:
+                execute(module)
+                try:
+                    _add_callback(module)
+                except ImportError as error:
+                    warn_user(f"hf_lpsgd did not register with the Trainer: {error}")
+
+            spec.loader.exec_module = execute_and_add  # type: ignore[method-assign]
+        return spec

@@ -8,9 +8,8 @@ import pytest
 from launch import launch, port_kept_free
 from paths import ACCELERATE_CONFIGS
 from paths import TRAINER_SCRIPT as SCRIPT
+from reference import annealed_p
 from versions import knows_fsdp2, resumes_processes_on_a_cpu
-
-from hf_lpsgd.schedules import annealed_p
 
 ON_CPU = Path(__file__).with_name("on_cpu.py")
 CONFIGS = sorted(path.stem for path in ACCELERATE_CONFIGS.glob("*.yaml"))

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from reference import annealed_p
 from versions import runs_fsdp2_on_a_cpu
-
-from hf_lpsgd.schedules import annealed_p
 
 pytestmark = runs_fsdp2_on_a_cpu
 

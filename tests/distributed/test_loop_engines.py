@@ -2,8 +2,7 @@
 
 import pytest
 from paths import LOOP_SCRIPT as SCRIPT
-
-from hf_lpsgd.schedules import annealed_p
+from reference import annealed_p
 
 STEPS = 6
 # A norm that the gradients exceed, and not the 1.0 that DeepSpeed clips at by itself.

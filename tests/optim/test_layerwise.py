@@ -174,9 +174,7 @@ def test_remove_goes_back_to_the_ordinary_step():
 
 
 def test_another_optimizer_is_refused():
-    with pytest.raises(
-        TypeError, match="Only LPSGD and LPSGDM can make their step in the backward pass here, not SGD"
-    ):
+    with pytest.raises(TypeError, match="Only LPSGD and LPSGDM can step in the backward pass, not SGD"):
         step_in_backward(torch.optim.SGD([torch.ones(1)], lr=0.1))
 
 

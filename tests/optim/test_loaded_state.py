@@ -106,7 +106,7 @@ def test_what_is_written_into_a_group_later_takes_effect():
 def test_p_that_is_written_by_hand_is_replaced_by_p_max_with_one_warning():
     optimizer = LPSGD([param()], p_max=20.0)
     optimizer.param_groups[0]["p"] = 5.0
-    with pytest.warns(UserWarning, match=r"p goes from 5 .* to 20: no LR scheduler is tied .* set p_max to it"):
+    with pytest.warns(UserWarning, match=r"p goes from 5 .* to 20: no LR scheduler is tied .* set p_max if"):
         optimizer.step()
     assert optimizer.param_groups[0]["p"] == 20.0
     with warnings.catch_warnings():

@@ -164,14 +164,14 @@ def test_a_kernel_that_leaves_out_one_branch_is_found_out(branch, dtypes):
 
 @pytest.mark.parametrize("dtypes", [(F32, F32, F32), (F32, F32, None), (F16, F16, F16)], ids=str)
 def test_the_cuda_kernel_as_interpreted_on_a_cpu_passes_and_every_branch_of_it_is_run(dtypes, load_kernel):
-    kernel = load_kernel(interpret=True)
+    load_kernel(interpret=True)
     branches = set()
     real = cuda.step
 
     def step(tensors, hyper):
         for param in tensors.params:
             size, is_aligned = param.numel(), param.data_ptr() % 16 == 0
-            branches.add((size >= kernel.BLOCK and is_aligned, hyper.squares is None, hyper.rounding is None))
+            branches.add((size >= cuda.BLOCK and is_aligned, hyper.squares is None, hyper.rounding is None))
         return real(tensors, hyper)
 
     assert self_check.why_wrong(step, CPU, dtypes) is None
@@ -199,7 +199,7 @@ def step_of(cls, **options):
 @pytest.mark.parametrize("cls", [LPSGD, LPSGDM])
 def test_a_broken_kernel_is_not_used_and_told_of_once(cls, broken):
     with pytest.warns(
-        UserWarning, match=r"Torch's own operations are used: the fused kernel .* python -m hf_lpsgd --env"
+        UserWarning, match=r"hf_lpsgd updates by torch's own operations: the fused kernel .* python -m hf_lpsgd --env"
     ):
         used = step_of(cls)
     with warnings.catch_warnings():

@@ -198,4 +198,4 @@ def test_what_was_measured_is_read_once_from_a_device(monkeypatch):
     real = torch.Tensor.tolist
     monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: read.append(tensor.shape) or real(tensor))
     assert (squares.total(), squares.count) == (6.5, 5)
-    assert read == [(3,)]
+    assert read == [(4,)]

@@ -26,14 +26,14 @@ def compile_kernel(load_kernel):
             "LR_IS_TENSOR": lr.startswith("*"),
             "MEASURE": measure,
             "STOCHASTIC": stochastic,
-            "BLOCK": kernel.BLOCK,
+            "BLOCK": cuda.BLOCK,
         }
         signature = {"table": "*i64", "tensor_of_block": "*i32", "lr": lr, **dict.fromkeys(SCALARS, "fp32")}
         signature.update(squares="*fp32", key0="i32", key1="i32")
         signature.update(dict.fromkeys(constants, "constexpr"))
         aligned = {(index,): [["tt.divisibility", 16]] for index in range(2)}
         source = ASTSource(kernel.lp_step, signature, constants, aligned)
-        compiled = compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": kernel.NUM_WARPS})
+        compiled = compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": cuda.NUM_WARPS})
         return compiled.asm["ptx"]
 
     return run
@@ -101,8 +101,8 @@ def test_what_is_measured_costs_one_number_per_block_and_no_other_access_of_memo
 
 def test_the_table_tells_where_each_tensor_and_its_blocks_are_and_whether_16_bytes_can_be_moved_at_a_time():
     with torch.device("meta"):  # a default device must not matter
-        table = cuda._table(((16, 64, 160), (32, 80, 176), (48, 100, 0), (2049, 5, 1024), (0, 2, 7)), 1024)
-        tensor_of_block = cuda._tensor_of_block((2049, 5, 1024), 1024)
+        table = cuda._table(((16, 64, 160), (32, 80, 176), (48, 100, 0), (2049, 5, 1024), (0, 2, 7)))
+        tensor_of_block = cuda._tensor_of_block((2049, 5, 1024))
     assert table.tolist() == [
         [16, 32, 48, 2049, 0, 1, 0],
         [64, 80, 100, 5, 3, 0, 2],
@@ -112,21 +112,67 @@ def test_the_table_tells_where_each_tensor_and_its_blocks_are_and_whether_16_byt
     assert (table.dtype, tensor_of_block.dtype) == (torch.int64, torch.int32)
 
 
+class OnDevice:
+    """Stands for a tensor of the size that is the second half of its key."""
+
+    def __init__(self, given):
+        self.nbytes = given[1]
+
+    def pin_memory(self):
+        return self
+
+    def to(self, device, non_blocking):
+        return self
+
+
 def test_tables_are_kept_while_they_fit_and_never_made_in_a_capture(monkeypatch):
-    monkeypatch.setattr(cuda, "_Upload", lambda size, device: SimpleNamespace(bytes=size))
+    stream, capturing = SimpleNamespace(record_event=lambda: None), False
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
     uploads = cuda._Uploads()
-    kept = []
-    uploads.of_graphs = SimpleNamespace(add=kept.append)
     size = uploads.least_bytes
-    first = [uploads.get(key, lambda: size, None, False) for key in range(200)]
-    again = [uploads.get(key, lambda: size, None, False) for key in range(200)]
+
+    def get(key, size=size):
+        return uploads.get(OnDevice, (key, size), torch.device("cuda"))
+
+    first = [get(key) for key in range(200)]
+    again = [get(key) for key in range(200)]
     assert all(one is other for one, other in zip(first, again, strict=True))
-    assert uploads.get("new", lambda: 1, None, True) is None
-    assert uploads.get(7, lambda: 1, None, True) is first[7]
-    assert kept == [first[7]]
+    capturing = True
+    assert get("new") is None
+    assert get(7) is first[7]
+    assert uploads.of_graphs == {first[7]}
+    capturing = False
     uploads.most_bytes = 150 * size
-    uploads.get("one more", lambda: 1, None, False)  # which counts as much
+    get("one more", 1)  # which counts as much
     assert len(uploads.latest) == 150
-    uploads.get("large", lambda: 149 * size - 1, None, False)
-    assert list(uploads.latest) == ["one more", "large"]
+    get("large", 149 * size - 1)
+    assert [given[0] for _, _, given in uploads.latest] == ["one more", "large"]
     assert uploads.bytes == 150 * size - 1
+
+
+def test_a_table_copied_on_another_stream_is_waited_for_but_in_a_capture(monkeypatch):
+    waits, recorded, capturing = [], [], False
+
+    class Copied(OnDevice):
+        def record_stream(self, stream):
+            recorded.append(stream)
+
+    streams = [SimpleNamespace(record_event=lambda: "copied", wait_event=waits.append) for _ in range(2)]
+    current = streams[0]
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    uploads = cuda._Uploads()
+
+    def get():
+        return uploads.get(Copied, ("table", 1), torch.device("cuda"))
+
+    get()
+    get()
+    assert waits == []
+    current = streams[1]
+    get()
+    assert (waits, recorded) == (["copied"], [streams[1]])
+    capturing = True
+    get()
+    assert waits == ["copied"]

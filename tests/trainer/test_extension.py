@@ -36,7 +36,7 @@ class Toy(LpOptimizer):
 
 
 OPTIMIZERS["toy"] = OptimizerRecord("toy", Toy, "a toy")
-P_SCHEDULES["square"] = PScheduleRecord(lambda place: (1 - place.progress) ** 2, "a toy", "toy", needs_horizon=True)
+P_SCHEDULES["square"] = PScheduleRecord(lambda place: (1 - place.progress) ** 2, "a toy", needs_horizon=True)
 register()
 try:
     OptimArgs.parse("toy", "tau=10")

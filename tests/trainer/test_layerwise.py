@@ -115,7 +115,7 @@ def test_what_cannot_be_honoured_is_refused_before_training(arguments, message, 
     ],
 )
 def test_engines_and_loss_scaling_are_refused(changes, message, make_trainer):
-    from hf_lpsgd.trainer.layerwise import check_layerwise
+    from hf_lpsgd.trainer.checks import check_layerwise
 
     args = make_trainer(**RUN).args
     check_layerwise(args, "it", "leave it")
@@ -135,7 +135,7 @@ def test_engines_and_loss_scaling_are_refused(changes, message, make_trainer):
     ],
 )
 def test_what_a_launcher_requests_is_refused(variable, value, named, make_trainer, monkeypatch):
-    from hf_lpsgd.trainer.layerwise import check_layerwise
+    from hf_lpsgd.trainer.checks import check_layerwise
 
     args = make_trainer(**RUN).args
     monkeypatch.setenv(variable, value)

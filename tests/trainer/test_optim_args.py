@@ -60,9 +60,9 @@ BAD = [
     ("lpsgdm", "p_granularity=batch", "Invalid p_granularity in optim_args: 'batch'. It must be one of step, epoch."),
     ("lpsgdm", "fused=maybe", "Invalid fused in optim_args: 'maybe'. It must be True, False or None."),
     ("lpsgdm", "foreach=1", "Invalid foreach in optim_args: '1'. It must be True, False or None."),
-    ("lpsgdm", "lr=0.1", "'lr=0.1'. Give it as --learning_rate"),
-    ("lpsgdm", "weight_decay=-0.1", "'weight_decay=-0.1'. Give it as --weight_decay"),
-    ("lpsgd", "momentum=0.9", f"'momentum=0.9'. momentum is a key of lpsgdm; those of lpsgd are {KEYS_OF_LPSGD}, p_"),
+    ("lpsgdm", "lr=0.1", "'lr=0.1' has no known key. Give it as --learning_rate."),
+    ("lpsgdm", "weight_decay=-0.1", "'weight_decay=-0.1' has no known key. Give it as --weight_decay."),
+    ("lpsgd", "momentum=0.9", f"has no known key. momentum is a key of lpsgdm. The keys are {KEYS_OF_LPSGD}, p_"),
     ("lpsgd", "saturation=0.1", "'saturation=0.1' has no known key."),
 ]
 
@@ -85,7 +85,7 @@ def test_bad_optim_args_stop_the_trainers_constructor_with_one_line(optim, text,
         ({"optim_args": "p_schedule=lr,p_granularity=epoch"}, "knows no epochs"),
         (
             {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps", "eval_steps": 1},
-            "ReduceLROnPlateau counts evaluations. Use the p schedule 'lr'",
+            "ReduceLROnPlateau does not count them. Use the p schedule 'lr'",
         ),
         pytest.param(
             {
@@ -94,7 +94,7 @@ def test_bad_optim_args_stop_the_trainers_constructor_with_one_line(optim, text,
                 "eval_steps": 1,
                 "optim_args": "p_schedule=linear",
             },
-            "GreedyLR counts evaluations. Use the p schedule 'lr'",
+            "GreedyLR does not count them. Use the p schedule 'lr'",
             marks=pytest.mark.skipif(
                 "greedy" not in list(SchedulerType), reason="this transformers has no scheduler named greedy"
             ),

@@ -54,7 +54,9 @@ def test_an_unknown_optimizer_is_refused_with_the_valid_names(tmp_path, capsys):
 @pytest.mark.parametrize("lacking", ["missing", "no handlers", "no callbacks"])
 def test_a_transformers_that_cannot_be_extended_gets_one_clear_line(lacking, monkeypatch):
     if lacking == "missing":
-        monkeypatch.setattr("hf_lpsgd.trainer.registration.find_spec", lambda name: None)
+        monkeypatch.delitem(sys.modules, "transformers.trainer_optimizer")
+        monkeypatch.delitem(sys.modules, "transformers")
+        monkeypatch.setattr(sys, "path", [])
     elif lacking == "no handlers":
         monkeypatch.setitem(sys.modules, "transformers.trainer_optimizer", None)
     else:
@@ -62,6 +64,7 @@ def test_a_transformers_that_cannot_be_extended_gets_one_clear_line(lacking, mon
     with pytest.raises(ImportError, match=r"hf_lpsgd needs transformers>=5\.2,<6") as caught:
         register()
     assert "\n" not in str(caught.value)
+    assert (caught.value.name == "transformers") == (lacking == "missing")  # which `import hf_lpsgd` accepts
 
 
 def in_a_new_process(code, **kwargs):
@@ -89,12 +92,14 @@ def test_the_trainer_is_not_imported_for_those_who_do_not_use_it_and_gets_its_ca
 def test_the_optimizers_and_schedules_need_torch_alone():
     done = in_a_new_process(
         "import sys\n"
-        "for name in ('transformers', 'accelerate', 'aenum', 'datasets', 'numpy'):\n"
+        "class Missing:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'transformers':\n"
+        "            raise ModuleNotFoundError(name, name=name)\n"
+        "sys.meta_path.insert(0, Missing())\n"
+        "for name in ('accelerate', 'aenum', 'datasets', 'numpy'):\n"
         "    sys.modules[name] = None\n"
         "import torch\n"
-        "import importlib.util as util\n"
-        "real = util.find_spec\n"
-        "util.find_spec = lambda name, *rest: None if name == 'transformers' else real(name, *rest)\n"
         "from hf_lpsgd.optim import LPSGDM\n"
         "from hf_lpsgd import tie_p_schedule\n"
         "param = torch.ones(2, requires_grad=True)\n"
@@ -106,6 +111,7 @@ def test_the_optimizers_and_schedules_need_torch_alone():
         "print(param.tolist() != [1.0, 1.0])"
     )
     assert done.stdout.strip() == "True", done.stderr
+    assert "did not register" not in done.stderr
 
 
 def test_an_unregistrable_transformers_warns_at_import_and_leaves_the_optimizers_usable():

@@ -6,13 +6,13 @@ import re
 
 import pytest
 import torch
+from reference import annealed_p
 from trainer_model import TinyModel
 from transformers import Trainer, TrainerCallback
 
 import hf_lpsgd.trainer.callback
 from hf_lpsgd import LPSGDM, tie_p_schedule
 from hf_lpsgd.optim.shards import Partitions
-from hf_lpsgd.schedules import annealed_p
 from hf_lpsgd.wrappers import unwrap_optimizer
 
 P_MAX = 20.0
@@ -225,6 +225,16 @@ def test_a_subclass_that_gives_each_group_its_own_options_is_accepted(make_train
     with caplog.at_level(logging.WARNING, LOGGER):
         make_trainer(trainer_class=Groups, optim_args="p_max=20", max_steps=1).train()
     assert not caplog.messages
+
+
+@pytest.mark.parametrize(("requested", "told"), [(["FSDP"], 1), (["NO"], 0), ([], 0)])
+def test_an_engine_that_the_launcher_requested_and_that_is_not_in_use_is_warned_of(
+    requested, told, make_trainer, monkeypatch, caplog
+):
+    monkeypatch.setattr(hf_lpsgd.trainer.callback, "engines_requested", lambda: requested)
+    with caplog.at_level(logging.WARNING, LOGGER):
+        make_trainer(max_steps=1).train()
+    assert caplog.text.count("The launcher requested FSDP, and this run trains with NO") == told
 
 
 @pytest.mark.parametrize("lost", ["optimizer.pt", "scheduler.pt"])

@@ -8,14 +8,15 @@ import os
 
 import pytest
 import torch
+from accelerate import PartialState
 from accelerate.optimizer import AcceleratedOptimizer
-from reference import paper_p
+from reference import annealed_p, paper_p
 from transformers import DefaultFlowCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import SchedulerType
 
 from hf_lpsgd import LPSGD, LPSGDM, tie_p_schedule
 from hf_lpsgd.optim.kernels import cpu
-from hf_lpsgd.schedules import annealed_p, current_tie
+from hf_lpsgd.schedules import current_tie
 from hf_lpsgd.wrappers import unwrap_optimizer
 
 P_MAX = 20.0
@@ -199,7 +200,7 @@ def test_cosine_works_with_every_scheduler_that_counts_steps_and_is_refused_by_t
     scheduler_type, make_trainer
 ):
     if scheduler_type.value in AT_EVALUATIONS:
-        with pytest.raises(ValueError, match=r"counts evaluations\. Use the p schedule 'lr'"):
+        with pytest.raises(ValueError, match=r"does not count them\. Use the p schedule 'lr'"):
             make_trainer(**arguments_for(scheduler_type))
         return
     trainer = make_trainer(**arguments_for(scheduler_type))
@@ -310,7 +311,7 @@ def test_an_optimizer_of_the_users_own_without_a_tie_stays_at_p_max_with_a_warni
 
 
 def test_the_warnings_of_the_callback_appear_on_the_first_rank_alone(make_trainer, caplog, monkeypatch):
-    monkeypatch.setattr(Trainer, "is_world_process_zero", lambda trainer: False)
+    monkeypatch.setattr(PartialState, "is_main_process", property(lambda state: False))
     model = make_trainer().model
     trainer = make_trainer(optim="adamw_torch", model=model, optimizers=own_optimizer(model), max_steps=3)
     with caplog.at_level(logging.WARNING):

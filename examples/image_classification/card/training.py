@@ -89,7 +89,7 @@ def _optimizer_words(trainer: Any) -> str:
         )
     if parsed is None:
         return words
-    course = P_SCHEDULES[parsed.p_schedule].course.format(p_max=f"{settings['p_max']:g}")
+    course = P_SCHEDULES[parsed.p_schedule].description.format(p_max=f"p_max = {settings['p_max']:g}")
     changes = "" if parsed.p_schedule == "constant" else f"; it changes at every {parsed.p_granularity}"
     return f"{words} Here {course}{changes}."
 

@@ -1,10 +1,8 @@
 """What updates tensors: the implementations, the choice of one, and whether a fused kernel is trusted."""
 
-from __future__ import annotations
-
 from functools import cache
 from operator import attrgetter
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,11 +13,8 @@ from . import cpu, cuda, self_check, torch_ops
 from .hyperparameters import Hyperparameters
 from .tensors import PLAIN_TENSOR_TYPES, Dtypes, Tensors, share_memory_order
 
-# `single` is one tensor at a time.
-Implementation = Literal["fused", "foreach", "single"]
-
 _FOREACH_DEVICES = ("cuda", "xpu", "mtia")
-_PLAIN = frozenset(PLAIN_TENSOR_TYPES)
+_warn_once = cache(warn_user)
 
 
 class FusedKernel(Protocol):
@@ -45,8 +40,8 @@ def why_not_fused(device: torch.device) -> str | None:
     return FUSED_KERNELS[device.type].why_unavailable(device)
 
 
-def implementation_for(device: torch.device, foreach: bool | None = None, fused: bool | None = None) -> Implementation:
-    """Name what updates tensors on `device` with these options."""
+def implementation_for(device: torch.device, foreach: bool | None = None, fused: bool | None = None) -> str:
+    """Name what updates tensors on `device` with these options: fused, foreach or, one tensor at a time, single."""
     if fused or (fused is None and foreach is None and why_not_fused(device) is None):
         return "fused"
     return "foreach" if (device.type in _FOREACH_DEVICES if foreach is None else foreach) else "single"
@@ -57,25 +52,29 @@ def check_fused(device: torch.device, where: str = "", *, at_step: bool = False)
 
     Tensors on the device `meta` may be moved before the step, so they are accepted, but not `at_step`.
     """
-    reason = None if device.type == "meta" and not at_step else why_not_fused(device)
-    if reason is not None:
-        raise ValueError(
-            f"Invalid fused{where}: True. The fused implementation cannot be used: {reason}; or leave fused=None, and "
-            "the best implementation available will be used."
-        )
+    if (device.type != "meta" or at_step) and (reason := why_not_fused(device)):
+        raise ValueError(f"Invalid fused{where}: True. It cannot be used: {reason}; or leave fused=None.")
 
 
 def update(tensors: Tensors, hyper: Hyperparameters, foreach: bool | None, fused: bool | None) -> None:
     """Update tensors of any devices and dtypes in place, by the implementation that is requested, or the best one."""
-    if not _PLAIN.issuperset(map(type, tensors.params)):
+    if not PLAIN_TENSOR_TYPES.issuperset(map(type, tensors.params)):
         tensors = tensors.local()
     if not all(map(Tensor.numel, tensors.params)):  # as in shards of small tensors
         tensors = tensors.select([index for index, param in enumerate(tensors.params) if param.numel()])
     if fused:
         for device in {param.device for param in tensors.params}:
             check_fused(device, at_step=True)
+    may_fuse = (fused or (fused is None and foreach is None)) and not torch.compiler.is_compiling()
     for same in _by_kind(tensors) if tensors.params else ():
-        _update_same(same, hyper, foreach, fused)
+        device = same.params[0].device
+        reason = why_not_fused(device) if may_fuse else None
+        if may_fuse and reason is None:
+            same = _update_by_kernel(device, same, hyper, bool(fused))
+        elif reason is not None and device.type == "cuda":
+            _warn_once(f"hf_lpsgd updates with the slower foreach implementation: {reason}")
+        if same.params:
+            torch_ops.step(same, hyper, foreach=implementation_for(device, foreach, fused=False) == "foreach")
 
 
 # Many small tensors take as long as what Python does for each of them, so `map` calls functions that are written in C.
@@ -91,19 +90,6 @@ def _by_kind(tensors: Tensors) -> list[Tensors]:
     for index, kind in enumerate(zip(devices, *dtypes, strict=True)):
         places.setdefault(kind, []).append(index)
     return [tensors.select(indices) for indices in places.values()]
-
-
-def _update_same(tensors: Tensors, hyper: Hyperparameters, foreach: bool | None, fused: bool | None) -> None:
-    """Update tensors of one device and of the same dtypes."""
-    device = tensors.params[0].device
-    if (fused or (fused is None and foreach is None)) and not torch.compiler.is_compiling():
-        reason = why_not_fused(device)
-        if reason is None:
-            tensors = _update_by_kernel(device, tensors, hyper, bool(fused))
-        elif device.type == "cuda":
-            _warn_of_slower(reason)
-    if tensors.params:
-        torch_ops.step(tensors, hyper, foreach=implementation_for(device, foreach, fused=False) == "foreach")
 
 
 def _update_by_kernel(device: torch.device, tensors: Tensors, hyper: Hyperparameters, is_demanded: bool) -> Tensors:
@@ -128,7 +114,7 @@ def _fit(tensors: Tensors) -> bool:
     device, shapes = tensors.params[0].get_device(), list(map(_shape, tensors.params))
     try:
         for column in columns:
-            if not _PLAIN.issuperset(map(type, column)) or set(map(Tensor.get_device, column)) != {device}:
+            if not PLAIN_TENSOR_TYPES.issuperset(map(type, column)) or set(map(Tensor.get_device, column)) != {device}:
                 return False
             if any(map(Tensor.is_neg, column)) or not all(map(Tensor.data_ptr, column)):
                 return False
@@ -136,9 +122,7 @@ def _fit(tensors: Tensors) -> bool:
                 return False
     except RuntimeError:  # tensors that torch.func maps or transforms have no data_ptr
         return False
-    if all(all(map(Tensor.is_contiguous, column)) for column in columns):
-        return True
-    return all(map(share_memory_order, *columns))
+    return all(all(map(Tensor.is_contiguous, column)) for column in columns) or all(map(share_memory_order, *columns))
 
 
 # What the kernels of this process compute wrongly, by device and dtypes; None where nothing was found.
@@ -146,10 +130,7 @@ _found_wrong: dict[tuple[torch.device, Dtypes], str | None] = {}
 
 
 def why_distrusted(device: torch.device, dtypes: Dtypes) -> str | None:
-    """Say what the fused kernel of `device` computes wrongly on tensors of these dtypes; None if nothing was found.
-
-    The first call for a device and dtypes compares it with torch's own operations; later ones know.
-    """
+    """Say what the kernel of `device` computes wrongly on such tensors, by a comparison made once; None if nothing."""
     key = (device, dtypes)
     if key not in _found_wrong:
         _found_wrong[key] = self_check.why_wrong(FUSED_KERNELS[device.type].step, device, dtypes)
@@ -164,17 +145,9 @@ def _is_trusted(device: torch.device, dtypes: Dtypes, is_demanded: bool) -> bool
     wrong = why_distrusted(device, dtypes)
     if wrong is None:
         return True
-    found = (
-        f"fused kernel of hf_lpsgd for {device.type} computes something else than torch here: {wrong}. Please report "
-        "this, with the output of python -m hf_lpsgd --env"
-    )
+    found = f"fused kernel for {device.type} is wrong: {wrong}. Please report what python -m hf_lpsgd --env says"
     if is_demanded:
         raise ValueError(f"Invalid fused: True. The {found}. Until then, leave fused=None.")
     if not is_known:
-        warn_user(f"Torch's own operations are used: the {found}.")
+        warn_user(f"hf_lpsgd updates by torch's own operations: the {found}.")
     return False
-
-
-@cache
-def _warn_of_slower(reason: str) -> None:
-    warn_user(f"hf_lpsgd updates with the slower foreach implementation: {reason}")

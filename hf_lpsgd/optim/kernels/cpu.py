@@ -3,10 +3,9 @@
 `pip install` compiles it where there is a C++ compiler.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -19,33 +18,13 @@ from .tensors import Tensors
 
 _INTERFACE = 800 + len(NUMBERS)
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-
-_INSTALL = (
-    "install a C++ compiler (Debian, Ubuntu: apt install g++), then hf_lpsgd again from its source "
-    "(in a clone of it: pip install --force-reinstall --no-deps .)"
-)
-
+_OPENMP = ("GOMP_parallel", "omp_get_num_threads", "omp_get_thread_num")
+_INSTALL = "install a C++ compiler (apt install g++), then in a clone: pip install --force-reinstall --no-deps ."
 
 # In a forked child OpenMP would wait forever for the threads of the parent, so a child uses one thread.
 _in_forked_child: list[bool] = []
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: _in_forked_child.append(True))
-
-_OPENMP = ("GOMP_parallel", "omp_get_num_threads", "omp_get_thread_num")
-
-
-def _openmp() -> list[ctypes.c_void_p]:
-    """Return the addresses of `_OPENMP` in the library that torch has loaded; none where it has loaded no such one.
-
-    It is not loaded here: a second library would bring a second set of threads.
-    """
-    for name in (None, "libgomp.so.1") if hasattr(os, "RTLD_NOLOAD") else ():
-        try:
-            library = ctypes.CDLL(name, os.RTLD_NOLOAD | os.RTLD_LAZY)
-            return [ctypes.cast(getattr(library, function), ctypes.c_void_p) for function in _OPENMP]
-        except (OSError, AttributeError):
-            continue
-    return []
 
 
 @cache
@@ -61,8 +40,11 @@ def _library() -> ctypes.CDLL | str:
         return f"the compiled CPU step of hf_lpsgd cannot be loaded ({error}): {_INSTALL}"
     if interface != _INTERFACE:
         return "the compiled CPU step of hf_lpsgd is that of another version: install hf_lpsgd again"
-    if functions := _openmp():
-        library.hf_lpsgd_use_openmp(*functions)
+    # OpenMP is not loaded here: another library than torch's would bring a second set of threads.
+    for name in ("libgomp.so.1", None):
+        with suppress(OSError, AttributeError):
+            openmp = ctypes.CDLL(name, os.RTLD_NOLOAD | os.RTLD_LAZY)
+            library.hf_lpsgd_use_openmp(*[getattr(openmp, function) for function in _OPENMP])
     library.hf_lpsgd_instructions.restype = ctypes.c_char_p
     library.hf_lpsgd_step.restype = None
     library.hf_lpsgd_step.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * 7, ctypes.c_int32, ctypes.c_void_p]
@@ -70,7 +52,6 @@ def _library() -> ctypes.CDLL | str:
 
 
 def why_unavailable(device: torch.device) -> str | None:
-    """Say why the fused step cannot be used on the CPU here, and what to do; None if it can."""
     library = _library()
     return library if isinstance(library, str) else None
 
@@ -92,8 +73,7 @@ def _most_threads() -> int:
 
 
 def supports(device: torch.device, *dtypes: torch.dtype | None) -> bool:
-    """Say whether a parameter, gradient and momentum buffer (or None) of these dtypes can be updated."""
-    return all(dtype is None or dtype in _DTYPES for dtype in dtypes)
+    return {*dtypes} <= {None, *_DTYPES}
 
 
 def step(tensors: Tensors, hyper: Hyperparameters) -> bool:
@@ -102,7 +82,6 @@ def step(tensors: Tensors, hyper: Hyperparameters) -> bool:
     assert isinstance(library, ctypes.CDLL)
     columns = tensors.columns
     integers = ctypes.c_int64 * len(tensors.params)
-    addresses = [integers(*map(Tensor.data_ptr, column)) for column in columns]
     sizes = integers(*map(Tensor.numel, tensors.params))
     key, squares = hyper.rounding, hyper.squares
     words = () if key is None else [word for number in tensors.numbers for word in key_of_parameter(key, number)]
@@ -111,7 +90,7 @@ def step(tensors: Tensors, hyper: Hyperparameters) -> bool:
     measured = ctypes.c_double()
     library.hf_lpsgd_step(
         len(tensors.params),
-        *addresses,
+        *[integers(*map(Tensor.data_ptr, column)) for column in columns],
         *[None] * (3 - len(columns)),
         sizes,
         (ctypes.c_int32 * len(columns))(*[_DTYPES[column[0].dtype] for column in columns]),

@@ -1,10 +1,9 @@
 // The LPSGD and LPSGDM step on the CPU: one pass over memory for all tensors of a call, on several threads.
 //
-// It needs no headers of torch or Python, so one build works with every version of both. Its threads are those of torch:
-// the caller gives the functions of the OpenMP library that torch has loaded.
-//
-// Each element goes through the same operations in the same order, whatever its place and the number of threads: the
-// vector loop always runs on whole multiples of kLanes. So a sharded step gives bit for bit what an unsharded one gives.
+// It needs no headers of torch or Python, so one build works with every version of both. Its threads are those of the
+// OpenMP library that torch has loaded. Each element goes through the same operations in the same order, whatever its
+// place and the number of threads: the vector loop always runs on whole multiples of kLanes. So a sharded step gives
+// bit for bit what an unsharded one gives.
 
 #include <algorithm>
 #include <cmath>
@@ -12,12 +11,12 @@
 #include <cstdlib>
 #include <cstring>
 #include <numeric>
+#include <string_view>
 #include <vector>
 
 namespace {
 
 enum Dtype : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
-
 // How the running mean is formed. Of the two ways to interpolate, the one with the smaller error, as torch.lerp does.
 enum Mean { kNoMomentum, kHeavyMomentum, kLightMomentum };
 
@@ -29,15 +28,15 @@ constexpr int64_t kPerThread = 32768;  // elements below which another thread co
 
 // As cpu.py gives them.
 struct Options {
-  float lr, decay;                                                  // of the update; of the parameter
+  float lr, decay;                                              // of the update; of the parameter
   float weight, rho, eps, weight_decay, sign, lr_scale, bound;  // NUMBERS in hyperparameters.py
 };
 
-struct Tensors {
-  void* param;
-  const void* grad;
-  void* buffer;
+// Elements of a parameter, its gradient and, if there is one, its buffer.
+struct Piece {
+  void *param, *grad, *buffer;
   const uint32_t* key;  // two words for stochastic rounding, or null to round to nearest
+  int64_t start, end;
 };
 
 #define INLINE inline __attribute__((always_inline))
@@ -54,10 +53,9 @@ INLINE int32_t as_bits(float value) {
   return bits;
 }
 
-// x^-rho for x >= 0 as exp2(-rho * log2(x)), in float32. The relative error is below 2e-6 for x of 1e-8 and more, and
-// below 7e-6 for x up to 1e37.
-// Any change of it, even of how its clamps are written, changes which operations the compiler fuses, and with them the
-// last bits: runs of 0.1.0 would no longer resume exactly.
+// x^-rho for x >= 0 as exp2(-rho * log2(x)), with a relative error below 2e-6 for x of 1e-8 and more, and below 7e-6
+// for x up to 1e37. Any change, even of how its clamps are written, changes which operations the compiler fuses, and
+// with them the last bits: runs of 0.1.0 would no longer resume exactly.
 INLINE float power_of(float x, float rho) {
   constexpr float smallest_normal = 1.17549435e-38f;
   x = x < smallest_normal ? smallest_normal : x;
@@ -90,7 +88,7 @@ INLINE float power_of(float x, float rho) {
   return x > 3.402823466e+38f ? 0.0f : scale;
 }
 
-// `size` is a multiple of kLanes.
+// Updates `size` elements, a multiple of kLanes.
 template <Mean mean_kind, bool rescale>
 INLINE void update(float* __restrict param, const float* __restrict grad, float* __restrict buffer, int64_t size,
                    const Options& options) {
@@ -112,6 +110,12 @@ INLINE void update(float* __restrict param, const float* __restrict grad, float*
   }
 }
 
+template <Mean mean_kind>
+INLINE void update(float* param, const float* grad, float* buffer, int64_t size, const Options& options) {
+  if (options.rho == 0.0f) return update<mean_kind, false>(param, grad, buffer, size, options);
+  update<mean_kind, true>(param, grad, buffer, size, options);
+}
+
 INLINE float from_float16(uint16_t half) {
   const int32_t magnitude = half & 0x7fff;
   const int32_t normal = (magnitude << 13) + (112 << 23);
@@ -122,27 +126,27 @@ INLINE float from_float16(uint16_t half) {
   return as_float(finite | special | ((half & 0x8000) << 16));
 }
 
-INLINE uint16_t to_float16(float value) {
-  const int32_t bits = as_bits(value);
-  const int32_t magnitude = bits & 0x7fffffff;
-  const int32_t normal = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
-  const int32_t subnormal = as_bits(as_float(magnitude) + 0.5f) - 0x3f000000;
+// Rounded to the nearest, or, if `stochastic`, by a random number of 16 bits as in rounding.py.
+template <bool stochastic>
+INLINE uint16_t to_float16(float value, int32_t random = 0) {
+  const int32_t bits = as_bits(value), magnitude = bits & 0x7fffffff;
+  const int32_t up = stochastic ? random >> 3 : 0xfff + ((magnitude >> 13) & 1);
+  const int32_t normal = (magnitude - 0x38000000 + up) >> 13;
+  // Of a subnormal number, 2^16 times its distance from zero in units of the last place.
+  const float distance = std::fabs(value) < 0x1p-14f ? std::fabs(value) : 0.0f;
+  const int32_t units = static_cast<int32_t>(distance * 0x1p40f);
+  const int32_t nearest = as_bits(as_float(magnitude) + 0.5f) - 0x3f000000;
+  const int32_t finite = magnitude >= 0x38800000 ? normal : stochastic ? (units + random) >> 16 : nearest;
   const int32_t special = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
-  const int32_t finite = magnitude < 0x38800000 ? subnormal : normal;
   const int32_t half = magnitude >= 0x47800000 ? special : finite;
   return static_cast<uint16_t>(half | ((bits >> 16) & 0x8000));
 }
 
-INLINE float from_bfloat16(uint16_t value) { return as_float(static_cast<int32_t>(static_cast<uint32_t>(value) << 16)); }
-
-// Rounded by a random number of 16 bits.
-INLINE uint16_t to_bfloat16(float value, uint32_t random) {
-  const uint32_t rounded = static_cast<uint32_t>(as_bits(value)) + random;
+template <bool stochastic>
+INLINE uint16_t to_bfloat16(float value, uint32_t random = 0) {
+  const uint32_t bits = static_cast<uint32_t>(as_bits(value));
+  const uint32_t rounded = bits + (stochastic ? random : 0x7fffu + ((bits >> 16) & 1u));
   return static_cast<uint16_t>((value != value ? 0x7fc00000u : rounded) >> 16);
-}
-
-INLINE uint16_t to_bfloat16(float value) {
-  return to_bfloat16(value, 0x7fffu + ((static_cast<uint32_t>(as_bits(value)) >> 16) & 1u));
 }
 
 // Random numbers of 16 bits for `size` elements from the place `start` on, which is even; as in rounding.py.
@@ -162,18 +166,6 @@ INLINE void draw(const uint32_t* key, int64_t start, int64_t size, uint16_t* num
   }
 }
 
-INLINE uint16_t to_float16(float value, uint32_t random) {
-  const uint32_t bits = static_cast<uint32_t>(as_bits(value)), magnitude = bits & 0x7fffffffu;
-  const uint32_t normal = (magnitude - 0x38000000u + (random >> 3)) >> 13;
-  // Of a subnormal number, 2^16 times its distance from zero in units of the last place.
-  const float distance = std::fabs(value) < 0x1p-14f ? std::fabs(value) : 0.0f;
-  const uint32_t units = static_cast<uint32_t>(static_cast<int32_t>(distance * 0x1p40f));
-  const uint32_t finite = magnitude < 0x38800000u ? (units + random) >> 16 : normal;
-  const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
-  const uint32_t half = magnitude >= 0x47800000u ? special : finite;
-  return static_cast<uint16_t>(half | ((bits >> 16) & 0x8000u));
-}
-
 // Elements as float32: in place where that is possible, else converted into `scratch`.
 INLINE float* open(void* data, int32_t dtype, int64_t start, int64_t size, float* scratch) {
   float* floats = static_cast<float*>(data) + start;
@@ -182,7 +174,7 @@ INLINE float* open(void* data, int32_t dtype, int64_t start, int64_t size, float
   if (dtype == kFloat32) {
     for (int64_t i = 0; i < size; ++i) scratch[i] = floats[i];
   } else if (dtype == kBFloat16) {
-    for (int64_t i = 0; i < size; ++i) scratch[i] = from_bfloat16(halves[i]);
+    for (int64_t i = 0; i < size; ++i) scratch[i] = as_float(halves[i] << 16);
   } else {
     for (int64_t i = 0; i < size; ++i) scratch[i] = from_float16(halves[i]);
   }
@@ -190,21 +182,20 @@ INLINE float* open(void* data, int32_t dtype, int64_t start, int64_t size, float
   return scratch;
 }
 
-// Where there are random `numbers`, they round the values.
-INLINE void close(void* data, int32_t dtype, int64_t start, int64_t size, const float* opened,
-                  const uint16_t* numbers) {
+// Where random numbers were `drawn`, they round the values.
+INLINE void close(void* data, int32_t dtype, int64_t start, int64_t size, const float* opened, const uint16_t* drawn) {
   float* floats = static_cast<float*>(data) + start;
   uint16_t* halves = static_cast<uint16_t*>(data) + start;
   if (dtype == kFloat32) {
     if (opened != floats) std::memcpy(floats, opened, size * sizeof(float));
-  } else if (dtype == kBFloat16 && numbers == nullptr) {
-    for (int64_t i = 0; i < size; ++i) halves[i] = to_bfloat16(opened[i]);
+  } else if (dtype == kBFloat16 && drawn == nullptr) {
+    for (int64_t i = 0; i < size; ++i) halves[i] = to_bfloat16<false>(opened[i]);
   } else if (dtype == kBFloat16) {
-    for (int64_t i = 0; i < size; ++i) halves[i] = to_bfloat16(opened[i], numbers[i]);
-  } else if (numbers == nullptr) {
-    for (int64_t i = 0; i < size; ++i) halves[i] = to_float16(opened[i]);
+    for (int64_t i = 0; i < size; ++i) halves[i] = to_bfloat16<true>(opened[i], drawn[i]);
+  } else if (drawn == nullptr) {
+    for (int64_t i = 0; i < size; ++i) halves[i] = to_float16<false>(opened[i]);
   } else {
-    for (int64_t i = 0; i < size; ++i) halves[i] = to_float16(opened[i], numbers[i]);
+    for (int64_t i = 0; i < size; ++i) halves[i] = to_float16<true>(opened[i], drawn[i]);
   }
 }
 
@@ -216,77 +207,69 @@ INLINE double sum_of_squares(const float* values, int64_t size) {
 }
 
 // Adds the squares of the mean, or without momentum of the gradient, to `*squares` unless that is null.
-template <Mean mean_kind, bool rescale>
-INLINE void update_range(const Tensors& tensors, const int32_t* dtypes, int64_t start, int64_t end,
-                         const Options& options, double* squares) {
+INLINE void update_piece(const Piece& piece, const int32_t* dtypes, const Options& options, double* squares) {
   alignas(64) float params[kTile + kApart], grads[kTile + kApart], buffers[kTile + kApart];
   alignas(64) uint16_t drawn[kTile + kLanes];
-  const uint16_t* numbers = tensors.key == nullptr ? nullptr : drawn;
-  while (start < end) {
-    int64_t size = std::min(end - start, kTile);
+  const uint16_t* random = piece.key == nullptr ? nullptr : drawn;
+  for (int64_t start = piece.start, size; start < piece.end; start += size) {
+    size = std::min(piece.end - start, kTile);
     if (size > kLanes) size -= size % kLanes;
-    float* param = open(tensors.param, dtypes[0], start, size, params);
-    const float* grad = open(const_cast<void*>(tensors.grad), dtypes[1], start, size, grads);
-    float* buffer = mean_kind == kNoMomentum ? nullptr : open(tensors.buffer, dtypes[2], start, size, buffers);
-    update<mean_kind, rescale>(param, grad, buffer, (size + kLanes - 1) / kLanes * kLanes, options);
-    if (squares != nullptr) *squares += sum_of_squares(mean_kind == kNoMomentum ? grad : buffer, size);
-    if (numbers != nullptr) draw(tensors.key, start, size, drawn);
-    close(tensors.param, dtypes[0], start, size, param, numbers);
-    if (mean_kind != kNoMomentum) close(tensors.buffer, dtypes[2], start, size, buffer, numbers);
-    start += size;
+    const int64_t padded = (size + kLanes - 1) / kLanes * kLanes;
+    float* param = open(piece.param, dtypes[0], start, size, params);
+    const float* grad = open(piece.grad, dtypes[1], start, size, grads);
+    float* buffer = piece.buffer == nullptr ? nullptr : open(piece.buffer, dtypes[2], start, size, buffers);
+    if (buffer == nullptr) update<kNoMomentum>(param, grad, buffer, padded, options);
+    else if (options.weight < 0.5f) update<kHeavyMomentum>(param, grad, buffer, padded, options);
+    else update<kLightMomentum>(param, grad, buffer, padded, options);
+    if (squares != nullptr) *squares += sum_of_squares(buffer == nullptr ? grad : buffer, size);
+    if (random != nullptr) draw(piece.key, start, size, drawn);
+    close(piece.param, dtypes[0], start, size, param, random);
+    if (buffer != nullptr) close(piece.buffer, dtypes[2], start, size, buffer, random);
   }
 }
 
-using RangeUpdate = void (*)(const Tensors&, const int32_t*, int64_t, int64_t, const Options&, double*);
+// Compiles update_piece for one instruction set.
+#define DEFINE_UPDATE(name, target)                                                                        \
+  target void name(const Piece& piece, const int32_t* dtypes, const Options& options, double* squares) {   \
+    update_piece(piece, dtypes, options, squares);                                                         \
+  }
 
-// The loops compiled for one instruction set, by the way to form the mean and by whether there is a power.
-#define DEFINE_UPDATES(name, target)                                                                          \
-  template <Mean mean, bool rescale>                                                                          \
-  target void name(const Tensors& tensors, const int32_t* dtypes, int64_t start, int64_t end,                 \
-                   const Options& options, double* squares) {                                                 \
-    update_range<mean, rescale>(tensors, dtypes, start, end, options, squares);                               \
-  }                                                                                                           \
-  constexpr RangeUpdate name##_updates[3][2] = {{name<kNoMomentum, false>, name<kNoMomentum, true>},          \
-                                                {name<kHeavyMomentum, false>, name<kHeavyMomentum, true>},    \
-                                                {name<kLightMomentum, false>, name<kLightMomentum, true>}};
-
-struct Implementation {
-  const RangeUpdate (*updates)[2];
-  const char* instructions;
-};
-
-DEFINE_UPDATES(baseline, )
+DEFINE_UPDATE(update_baseline, )
 #if defined(__x86_64__)
 #if defined(__clang__)
 #define AVX512 "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"
 #else
 #define AVX512 "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512"
 #endif
-DEFINE_UPDATES(avx2, __attribute__((target("avx2,fma"))))
-DEFINE_UPDATES(avx512, __attribute__((target(AVX512))))
+DEFINE_UPDATE(update_avx2, __attribute__((target("avx2,fma"))))
+DEFINE_UPDATE(update_avx512, __attribute__((target(AVX512))))
 #endif
+
+struct Implementation {
+  decltype(&update_baseline) update;
+  const char* instructions;
+};
 
 // ATEN_CPU_CAPABILITY limits the choice to "avx2" or "default", as it does that of torch's own kernels.
 Implementation best_implementation() {
 #if defined(__x86_64__)
-  const char* limit = std::getenv("ATEN_CPU_CAPABILITY");
-  const bool only_default = limit != nullptr && std::strcmp(limit, "default") == 0;
-  const bool only_avx2 = limit != nullptr && std::strcmp(limit, "avx2") == 0;
+  const char* variable = std::getenv("ATEN_CPU_CAPABILITY");
+  const std::string_view limit = variable == nullptr ? "" : variable;
   __builtin_cpu_init();
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+  const bool has_avx2 = limit != "default" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool has_avx512 = limit != "avx2" && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (has_avx512 && !only_avx2 && !only_default) return {avx512_updates, "AVX512"};
-  if (has_avx2 && !only_default) return {avx2_updates, "AVX2"};
+  if (has_avx2 && has_avx512) return {update_avx512, "AVX512"};
+  if (has_avx2) return {update_avx2, "AVX2"};
 #endif
-  return {baseline_updates, "DEFAULT"};
+  return {update_baseline, "DEFAULT"};
 }
 
 const Implementation implementation = best_implementation();
 
-// GOMP_parallel, omp_get_num_threads and omp_get_thread_num of one OpenMP library. GCC's has these names and signatures,
-// and so have those of LLVM and Intel. Without them a step uses one thread.
-struct {
+// GOMP_parallel, omp_get_num_threads and omp_get_thread_num of GCC's OpenMP library, or of LLVM's or Intel's, which
+// have the same. Without them a step uses one thread.
+struct OpenMP {
   void (*parallel)(void (*function)(void*), void* data, unsigned threads, unsigned flags);
   int (*team)();
   int (*thread)();
@@ -314,36 +297,29 @@ extern "C" {
 // Changes whenever a signature below does, so that a library built from other sources is not called.
 int32_t hf_lpsgd_interface() { return 800 + (sizeof(Options) / sizeof(float)) - 2; }
 
-// Takes the functions to make threads with.
-void hf_lpsgd_use_openmp(void (*parallel)(void (*)(void*), void*, unsigned, unsigned), int (*team)(), int (*thread)()) {
+void hf_lpsgd_use_openmp(decltype(OpenMP::parallel) parallel, int (*team)(), int (*thread)()) {
   openmp = {parallel, team, thread};
 }
 
 // How many threads a step uses where it may use `most`.
 int32_t hf_lpsgd_threads(int32_t most) {
-  int32_t threads = 0;
-  on_threads(most, [&](int64_t thread, int64_t team) {
-    if (thread == 0) threads = static_cast<int32_t>(team);
-  });
+  int threads = 0;
+  on_threads(most, [&](int thread, int team) { if (thread == 0) threads = team; });
   return threads;
 }
 
 // The instruction set in use: AVX512, AVX2 or DEFAULT.
 const char* hf_lpsgd_instructions() { return implementation.instructions; }
 
-// Updates `count` dense tensors in place. `buffers` is null for LPSGD. `dtypes` are those of the parameters, the
-// gradients and the buffers; all tensors share them. `most_threads` is the largest number of threads to use. Where
-// `squares` is not null, it gets the sum of the squares of the means, before they are cut off. Where `keys` is not null,
-// it has two words per tensor, and 16-bit parameters and buffers are rounded stochastically.
-void hf_lpsgd_step(int64_t count, void* const* params, const void* const* grads, void* const* buffers,
-                   const int64_t* sizes, const int32_t* dtypes, const uint32_t* keys, const Options* given,
-                   int32_t most_threads, double* squares) {
-  const Options options = *given;
-  const Mean mean = buffers == nullptr ? kNoMomentum : options.weight < 0.5f ? kHeavyMomentum : kLightMomentum;
-  const RangeUpdate update = implementation.updates[mean][options.rho != 0.0f];
+// Updates `count` dense tensors in place. `buffers` is null for LPSGD. `dtypes` are those of all parameters, gradients
+// and buffers. Unless `squares` is null, it gets the sum of the squares of the means, before they are cut off. Unless
+// `keys` is null, it has two words per tensor, and 16-bit parameters and buffers are rounded stochastically.
+void hf_lpsgd_step(int64_t count, void* const* params, void* const* grads, void* const* buffers, const int64_t* sizes,
+                   const int32_t* dtypes, const uint32_t* keys, const Options* options, int32_t most_threads,
+                   double* squares) {
   const int64_t total = std::accumulate(sizes, sizes + count, int64_t{0});
   const int64_t useful = (total + kPerThread - 1) / kPerThread;
-  const int threads = static_cast<int>(std::clamp<int64_t>(useful, 1, std::max(most_threads, 1)));
+  const int threads = static_cast<int>(std::clamp<int64_t>(useful, 1, most_threads));
   std::vector<double> measured(threads, 0.0);  // summed in one order, whichever thread is the first to be done
   on_threads(threads, [&](int64_t thread, int64_t team) {
     const int64_t begin = total / team * thread + std::min(thread, total % team);
@@ -351,10 +327,10 @@ void hf_lpsgd_step(int64_t count, void* const* params, const void* const* grads,
     int64_t first = 0;
     double sum = 0.0;
     for (int64_t index = 0; index < count && first < end; first += sizes[index++]) {
-      const Tensors tensors{params[index], grads[index], buffers == nullptr ? nullptr : buffers[index],
-                            keys == nullptr ? nullptr : keys + 2 * index};
-      const int64_t from = cut(begin, first, sizes[index]), to = cut(end, first, sizes[index]);
-      if (from < to) update(tensors, dtypes, from, to, options, squares == nullptr ? nullptr : &sum);
+      const Piece piece{params[index], grads[index], buffers == nullptr ? nullptr : buffers[index],
+                        keys == nullptr ? nullptr : keys + 2 * index, cut(begin, first, sizes[index]),
+                        cut(end, first, sizes[index])};
+      if (piece.start < piece.end) implementation.update(piece, dtypes, *options, squares == nullptr ? nullptr : &sum);
     }
     measured[thread] = sum;
   });

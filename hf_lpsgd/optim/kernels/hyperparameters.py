@@ -1,7 +1,5 @@
 """The numbers of one step: what the options of an optimizer mean to the implementations."""
 
-from __future__ import annotations
-
 import inspect
 import math
 from typing import NamedTuple
@@ -37,11 +35,6 @@ class Hyperparameters(NamedTuple):
 NUMBERS = tuple(name for name in Hyperparameters._fields if name not in ("lr", "squares", "rounding"))
 
 
-def rescaling_exponent(p: float) -> float:
-    """Return the exponent of the rescaling for the norm order `p`: `rho = (p - 2) / (p - 1)`, in [0, 1)."""
-    return float((p - 2.0) / (p - 1.0))
-
-
 def hyperparameters(
     *,
     lr: float | Tensor,
@@ -55,7 +48,7 @@ def hyperparameters(
     rounding: Key | None = None,
 ) -> Hyperparameters:
     """Turn the options of a step into the numbers that the implementations read."""
-    rho, sign = rescaling_exponent(p), -1.0 if maximize else 1.0
+    rho, sign = float((p - 2.0) / (p - 1.0)), -1.0 if maximize else 1.0
     if grad_rms is None:
         return Hyperparameters(lr, 1 - momentum, rho, eps, weight_decay, sign, squares=squares, rounding=rounding)
     bound = SATURATION * grad_rms

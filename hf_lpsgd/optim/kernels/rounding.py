@@ -5,18 +5,15 @@ A value that lies a share s of the way between its two neighbours is rounded up 
 the nearest always drops it.
 
 The random numbers are a function of the seed, the step, the number of the parameter in its optimizer and the place of
-the element in memory. None are stored, and no generator is used. Each implementation computes the same ones, by the
-integer hash below (of the family of Chris Wellons' hash-prospector).
+the element in memory. Each implementation computes the same ones, by the integer hash below (of the family of Chris
+Wellons' hash-prospector), so none are stored and no generator is used.
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor
 
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0x21F0AAAD, 0xD35A2D97)
-_GOLDEN = 0x9E3779B9
 
 # The types that values are rounded to; wider ones hold what is computed as it is.
 ROUNDED = (torch.bfloat16, torch.float16)
@@ -36,7 +33,7 @@ def key_of_step(seed: int, step: int) -> Key:
 
 def key_of_parameter(key: Key, number: int) -> Key:
     """The key of the parameter `number` at the step that has `key`."""
-    first = _mix(key[0] ^ _mix((number + _GOLDEN) & _WORD))
+    first = _mix(key[0] ^ _mix((number + 0x9E3779B9) & _WORD))
     return first, _mix((key[1] + first) & _WORD)
 
 
@@ -49,25 +46,23 @@ def _mix(word: int) -> int:
 
 
 def random_numbers(key: Key, places: Tensor) -> Tensor:
-    """A random number of 16 bits for each element of a parameter, which rounds its value and its momentum.
+    """A random number of 16 bits for each element of the parameter that has `key`: for its value and its momentum.
 
-    Two elements share a random word of 32 bits: the lower half is that of the one at an even place.
-
-    Args:
-        key: of the parameter.
-        places: of the elements in memory, modulo 2^32, as int32.
+    `places` are those of the elements in memory, modulo 2^32, as int32. Two elements share a random word of 32 bits:
+    the lower half is that of the one at an even place.
     """
-    words = ((places >> 1) & 0x7FFFFFFF) ^ _signed(key[0])
+    words = ((places >> 1) & 0x7FFFFFFF) ^ signed(key[0])
     words ^= (words >> 16) & 0xFFFF
-    words *= _signed(_MULTIPLIERS[0])
+    words *= signed(_MULTIPLIERS[0])
     words ^= (words >> 15) & 0x1FFFF
-    words += _signed(key[1])
-    words *= _signed(_MULTIPLIERS[1])
+    words += signed(key[1])
+    words *= signed(_MULTIPLIERS[1])
     words ^= (words >> 15) & 0x1FFFF
     return torch.where((places & 1) == 0, words, words >> 16) & 0xFFFF
 
 
-def _signed(word: int) -> int:
+def signed(word: int) -> int:
+    """The word as an int32 has it."""
     return word - (word >> 31 << 32)
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 # Tensors that are an address, a layout and numbers, and nothing else. DTensor and others are subclasses.
-PLAIN_TENSOR_TYPES = (Tensor, Parameter)
+PLAIN_TENSOR_TYPES = frozenset([Tensor, Parameter])
 
 # Of parameters, gradients and momentum buffers; None where there are no buffers.
 Dtypes = tuple[torch.dtype | None, ...]
@@ -27,7 +27,6 @@ class Tensors(NamedTuple):
 
     @property
     def columns(self) -> list[Sequence[Tensor]]:
-        """Return the parameters, the gradients and, if there are any, the buffers."""
         return [self.params, self.grads] if self.buffers is None else [self.params, self.grads, self.buffers]
 
     @property
@@ -36,7 +35,6 @@ class Tensors(NamedTuple):
         return tuple([None if column is None else column[0].dtype for column in self[:3]])
 
     def select(self, indices: Sequence[int]) -> Tensors:
-        """Return the rows at these places."""
         columns = [None if column is None else [column[index] for index in indices] for column in self]
         return Tensors(*columns)  # type: ignore[arg-type]
 
@@ -52,21 +50,17 @@ class SumOfSquares:
 
     def __init__(self) -> None:
         self.count = 0
-        self._numbers: list[float] = []
-        self._on_devices: dict[torch.device, list[Tensor]] = {}
+        self._parts: dict[torch.device, list[Tensor]] = {}
 
     def add(self, squares: float | Tensor, count: int) -> None:
         """Add the sum of the squares of `count` elements; a tensor of one element is not read yet."""
         self.count += count
-        if isinstance(squares, Tensor):
-            self._on_devices.setdefault(squares.device, []).append(squares)
-        else:
-            self._numbers.append(squares)
+        part = torch.as_tensor(squares, dtype=torch.float64, device="cpu") if isinstance(squares, float) else squares
+        self._parts.setdefault(part.device, []).append(part)
 
     def total(self) -> float:
         """Return the sum so far; each device is read once."""
-        read = [number for parts in self._on_devices.values() for number in torch.stack(parts).tolist()]
-        return math.fsum([*self._numbers, *read])
+        return math.fsum(number for parts in self._parts.values() for number in torch.stack(parts).tolist())
 
 
 class Block(NamedTuple):
@@ -90,31 +84,26 @@ class Block(NamedTuple):
 def blocks(tensors: Tensors, limit: int) -> Iterator[Block]:
     """Yield views of at most `limit` elements each, none empty, that together cover `tensors`."""
     for *row, number in zip(*tensors.columns, tensors.numbers, strict=True):
-        param = row[0]
-        if not param.numel():
-            continue
-        shared = share_memory_order(*row)
-        if shared and param.numel() > limit:
-            pieces = zip(*(torch.split(tensor.view(-1), limit) for tensor in _in_memory_order(row)), strict=True)
-            for index, piece in enumerate(pieces):
-                yield Block(piece, number, index * limit, (1,))
-        else:
-            # Where there is no common order in memory, places are those of a contiguous tensor of this shape.
-            strides = param.stride() if shared else torch.empty(param.shape, device="meta").stride()
-            yield from _halves(Block(row, number, 0, strides), limit)
+        strides = row[0].stride()
+        if not share_memory_order(*row):  # then places are those of a contiguous tensor of this shape
+            strides = torch.empty(row[0].shape, device="meta").stride()
+        elif row[0].numel() > limit:
+            row, strides = [tensor.view(-1) for tensor in _in_memory_order(row)], (1,)
+        yield from _pieces(Block(row, number, 0, strides), limit)
 
 
-def _halves(block: Block, limit: int) -> Iterator[Block]:
-    """Halve along the longest dimension until the pieces are small enough."""
+def _pieces(block: Block, limit: int) -> Iterator[Block]:
+    """Cut flat tensors by `limit`, and halve others along the longest dimension until the pieces are small enough."""
     param = block.tensors[0]
-    if param.numel() <= limit:
+    if param.numel() > limit:
+        longest = max(range(param.dim()), key=param.size)
+        is_flat = param.dim() == 1 and all(map(Tensor.is_contiguous, block.tensors))
+        size = limit if is_flat else (param.shape[longest] + 1) // 2
+        for index, tensors in enumerate(zip(*(torch.split(t, size, longest) for t in block.tensors), strict=True)):
+            start = block.start + index * size * block.strides[longest]
+            yield from _pieces(block._replace(tensors=tensors, start=start), limit)
+    elif param.numel():
         yield block
-        return
-    longest = max(range(param.dim()), key=param.size)
-    half = (param.shape[longest] + 1) // 2
-    for index, piece in enumerate(zip(*(torch.split(tensor, half, longest) for tensor in block.tensors), strict=True)):
-        start = block.start + index * half * block.strides[longest]
-        yield from _halves(block._replace(tensors=piece, start=start), limit)
 
 
 def share_memory_order(*tensors: Tensor) -> bool:
@@ -128,13 +117,9 @@ def _in_memory_order(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [tensor.permute(order) for tensor in tensors]
 
 
-def _local(param: Tensor, grad: Tensor, *buffer: Tensor) -> tuple[Tensor, ...]:
-    if type(param) in PLAIN_TENSOR_TYPES or not hasattr(param, "to_local"):
+def _local(param: Any, grad: Any, *buffer: Any) -> tuple[Tensor, ...]:
+    if not hasattr(param, "to_local"):
         return param, grad, *buffer
-    from torch.distributed.tensor import DTensor
-
-    assert isinstance(param, DTensor)
-    assert isinstance(grad, DTensor)
     if grad.placements != param.placements:
         grad = grad.redistribute(param.device_mesh, param.placements)
-    return tuple([tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in (param, grad, *buffer)])
+    return tuple([tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in (param, grad, *buffer)])

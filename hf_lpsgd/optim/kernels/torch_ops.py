@@ -3,8 +3,6 @@
 Tensors are updated in blocks. So the temporaries of a step stay below a constant, whatever the size of the model.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -25,8 +23,8 @@ _DEVICE_BLOCK = 2**21
 _HAVE_FLOAT64 = ("cpu", "cuda")
 
 
-def step(tensors: Tensors, hyper: Hyperparameters, *, foreach: bool) -> None:
-    """Update tensors of one device and of the same dtypes, of any strides, in place."""
+def step(tensors: Tensors, hyper: Hyperparameters, *, foreach: bool) -> bool:
+    """Update tensors of one device and of the same dtypes, of any strides, in place; always True."""
     hyper = hyper._replace(lr=float(hyper.lr))  # a tensor on a device is read once
     limit = _CPU_BLOCK if tensors.params[0].device.type == "cpu" else _DEVICE_BLOCK
     batch: list[Block] = []
@@ -40,6 +38,7 @@ def step(tensors: Tensors, hyper: Hyperparameters, *, foreach: bool) -> None:
         elements += size
     if batch:
         _update(batch, hyper, foreach)
+    return True
 
 
 def _update(batch: list[Block], hyper: Hyperparameters, foreach: bool) -> None:

@@ -4,12 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-# Elements that one program of the kernel updates, and its warps. Each thread has 8 elements of each tensor in flight,
-# and few enough registers (40 on compute capability 9.0) for 12 programs at a time on a multiprocessor.
-BLOCK = 1024
-NUM_WARPS = 4
-
-DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+DTYPES = {None: None, torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 # fmt: off
@@ -23,21 +18,16 @@ def lp_step(
     """Update one block of one tensor.
 
     `table` has a row of seven int64 per tensor: the addresses of parameter, gradient and momentum buffer, the number
-    of elements, the number of the tensor's first block, whether all three addresses are multiples of 16, and the
-    number of the parameter in its optimizer.
-    `tensor_of_block` gives the row of each block. BUFFER_DTYPE is None for LPSGD. With MEASURE, the sum of the squares
-    of a block's means, or for LPSGD of its gradients, goes to `squares`. With STOCHASTIC, what is stored in
-    16 bits is rounded by random numbers, as in rounding.py; `key0` and `key1` are those of the step. The other numbers
-    are those of Hyperparameters in tensors.py.
+    of elements, the number of the first block, whether all addresses are multiples of 16, and the number of the
+    parameter in its optimizer. `tensor_of_block` gives the row of each block. BUFFER_DTYPE is None for LPSGD. With
+    MEASURE, the sum of the squares of a block's means, or for LPSGD of its gradients, goes to `squares`. With
+    STOCHASTIC, what is stored in 16 bits is rounded as in rounding.py; `key0` and `key1` are those of the step.
     """
     block = tl.program_id(0)
     row = table + tl.load(tensor_of_block + block) * 7
     param = tl.load(row).to(tl.pointer_type(PARAM_DTYPE))
     grad = tl.load(row + 1).to(tl.pointer_type(GRAD_DTYPE))
-    if BUFFER_DTYPE is None:
-        buffer = param
-    else:
-        buffer = tl.load(row + 2).to(tl.pointer_type(BUFFER_DTYPE))
+    buffer = param if BUFFER_DTYPE is None else tl.load(row + 2).to(tl.pointer_type(BUFFER_DTYPE))
     start = (block - tl.load(row + 4)) * BLOCK
     remaining = tl.load(row + 3) - start
     if LR_IS_TENSOR:
@@ -46,22 +36,19 @@ def lp_step(
         number = tl.load(row + 6).to(tl.uint32)
         key0 = _mix(key0.to(tl.uint32, bitcast=True) ^ _mix(number + 0x9E3779B9, 0), 0)
         key1 = _mix(key1.to(tl.uint32, bitcast=True) + key0, 0)
-    first = start.to(tl.uint32)
-    HAS_BUFFER: tl.constexpr = BUFFER_DTYPE is not None
     # Most blocks are whole, and then each thread can load and store 16 bytes at a time.
     if (remaining >= BLOCK) & (tl.load(row + 5) != 0):
         _update(
-            tl.multiple_of(param, 16) + start, tl.multiple_of(grad, 16) + start, tl.multiple_of(buffer, 16) + start,
-            remaining, squares + block, first, key0, key1,
+            tl.multiple_of(param, 16), tl.multiple_of(grad, 16), tl.multiple_of(buffer, 16),
+            start, remaining, squares + block, key0, key1,
             lr, grad_weight, rho, eps, weight_decay, sign, lr_scale, bound,
-            HAS_BUFFER, MEASURE, STOCHASTIC, True, BLOCK,
+            BUFFER_DTYPE is not None, MEASURE, STOCHASTIC, True, BLOCK,
         )
     else:
         _update(
-            param + start, grad + start, buffer + start,
-            remaining, squares + block, first, key0, key1,
+            param, grad, buffer, start, remaining, squares + block, key0, key1,
             lr, grad_weight, rho, eps, weight_decay, sign, lr_scale, bound,
-            HAS_BUFFER, MEASURE, STOCHASTIC, False, BLOCK,
+            BUFFER_DTYPE is not None, MEASURE, STOCHASTIC, False, BLOCK,
         )
 # fmt: on
 
@@ -104,7 +91,7 @@ def _rounded(value, random, DTYPE: tl.constexpr, STOCHASTIC: tl.constexpr):
 # fmt: off
 @triton.jit
 def _update(
-    params, grads, buffers, remaining, squares, first, key0, key1,
+    params, grads, buffers, start, remaining, squares, key0, key1,
     lr, grad_weight, rho, eps, weight_decay, sign, lr_scale, bound,
     HAS_BUFFER: tl.constexpr, MEASURE: tl.constexpr, STOCHASTIC: tl.constexpr, WHOLE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -114,10 +101,10 @@ def _update(
     mask = None if WHOLE else offsets < remaining
     random = offsets  # unused, unless it is drawn
     if STOCHASTIC:
-        places = first + offsets.to(tl.uint32)
+        places = start.to(tl.uint32) + offsets.to(tl.uint32)
         words = _mix((places >> 1) ^ key0, key1)
         random = tl.where((places & 1) == 0, words & 0xFFFF, words >> 16)
-    params, grads, buffers = params + offsets, grads + offsets, buffers + offsets
+    params, grads, buffers = params + start + offsets, grads + start + offsets, buffers + start + offsets
     param = tl.load(params, mask=mask).to(tl.float32)
     mean = sign * tl.load(grads, mask=mask).to(tl.float32)
     if HAS_BUFFER:

@@ -7,9 +7,8 @@ import pytest
 import torch
 from paths import LOOP_SCRIPT as SCRIPT
 from PIL import Image
+from reference import annealed_p
 from safetensors.torch import load_file
-
-from hf_lpsgd.schedules import annealed_p
 
 event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 pytest.importorskip("sklearn")
