@@ -1,7 +1,7 @@
 """Run a script or a module that does not import hf_lpsgd, with `lpsgd` and `lpsgdm` known to the Trainer.
 
-`python -m hf_lpsgd SCRIPT ...` behaves as `python SCRIPT ...` does and `python -m hf_lpsgd -m MODULE ...` as
-`python -m MODULE ...` does: arguments, exit status, `__main__`, `sys.path` and tracebacks are the same.
+`python -m hf_lpsgd SCRIPT ...` behaves as `python SCRIPT ...` does, in arguments, exit status, `__main__`, `sys.path`
+and tracebacks, and `python -m hf_lpsgd -m MODULE ...` as `python -m MODULE ...` does.
 """
 
 import builtins

@@ -33,19 +33,12 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class PScheduleRecord:
-    """What there is to know about a p schedule: `p = 2 + (p_max - 2) * share(place)`.
+    """What there is to know about a p schedule: `p = 2 + (p_max - 2) * share(place)`."""
 
-    Attributes:
-        share: gives the share of `p_max - 2` that is left at a place in the run, in [0, 1].
-        description: a clause for tables and model cards, with a place for `{p_max}`.
-        needs_horizon: whether it reads `Place.progress`, and so must know how long the run is.
-        follows_lr: whether it reads `Place.lr_share`.
-    """
-
-    share: Callable[[Place], float]
-    description: str
-    needs_horizon: bool = False
-    follows_lr: bool = False
+    share: Callable[[Place], float]  # of `p_max - 2` that is left at a place in the run, in [0, 1]
+    description: str  # a clause for tables and model cards, with a place for `{p_max}`
+    needs_horizon: bool = False  # whether it reads `Place.progress`, and so must know how long the run is
+    follows_lr: bool = False  # whether it reads `Place.lr_share`
 
     def p_at(self, p_max: float, place: Place) -> float:
         """Return p at a place in the run."""

@@ -14,30 +14,23 @@ from .kernels.choice import update
 from .kernels.hyperparameters import hyperparameters
 from .kernels.tensors import Tensors
 
+Switch = bool | None
+
 
 @torch.no_grad()
 def lpsgd(
-    params: list[Tensor],
-    grads: list[Tensor],
-    *,
-    foreach: bool | None = None,
-    fused: bool | None = None,
-    **options: Any,
+    params: list[Tensor], grads: list[Tensor], *, foreach: Switch = None, fused: Switch = None, **options: Any
 ) -> None:
     """Update `params` in place by one LPSGD step: `theta <- (1 - lr*wd) * theta - lr * g / (|g| + eps)^rho`.
 
     Args:
         params: parameters, of any shapes and floating dtypes, changed in place.
         grads: their gradients, of the same shapes.
-        foreach: as that of [`LPSGDM`][hf_lpsgd.LPSGDM].
-        fused: the same. The fused implementation does not update float64 tensors, nor those whose parameter, gradient
-            and buffer differ in memory order; the others update these.
+        foreach: as that of [`LPSGDM`][hf_lpsgd.LPSGDM], and `fused` likewise. The fused implementation does not update
+            float64 tensors, nor those whose parameter, gradient and buffer differ in memory order; the others do. A
+            ValueError says so where `fused` is True and there is none for a parameter's device.
         options: `lr`, `p`, `eps`, `weight_decay`, `maximize` and `grad_rms`, as those of LPSGD; `p` is the order of
             the norm, at least 2.
-
-    Raises:
-        ValueError: `fused` is True and there is no fused implementation for a parameter's device; nothing was
-            changed.
     """
     update(Tensors(params, grads, None, range(len(params))), hyperparameters(**options), foreach, fused)
 
@@ -48,8 +41,8 @@ def lpsgdm(
     grads: list[Tensor],
     momentum_buffers: list[Tensor],
     *,
-    foreach: bool | None = None,
-    fused: bool | None = None,
+    foreach: Switch = None,
+    fused: Switch = None,
     **options: Any,
 ) -> None:
     """Update `params` and `momentum_buffers` in place by one LPSGDM step.

@@ -2,10 +2,8 @@
 
 It is the mean, over the first updates of a run, of the root mean square of what the step rescales: the gradient for
 LPSGD, its moving average for LPSGDM. All elements of all param groups with `grad_rms="auto"` count. Then it is frozen,
-and takes the place of `"auto"` in the param groups.
-
-An update is measured while it is made, so the number in force is that of the updates before, and the first one only
-measures. An engine may make an update by several calls of `step`, as DeepSpeed's ZeRO does.
+and takes the place of `"auto"` in the param groups. An update is measured while it is made, so the number in force is
+that of the updates before, and the first one only measures. An engine may make an update by several calls of `step`.
 """
 
 from __future__ import annotations
@@ -19,17 +17,14 @@ import torch
 from ..notices import warn_user
 
 AUTO = "auto"
-
-# Updates that are measured at least, and all of them where there is no longer warm-up.
-FEWEST_UPDATES = 20
+FEWEST_UPDATES = 20  # that are measured; more where the warm-up is longer
 
 # In a param group, where checkpoints hold it: the sum of the root mean squares of the finished updates, the number of
 # these updates, and the sum of squares and the number of elements of the update that may not be finished yet.
 MEASURED = "grad_rms_measured"
 _NOTHING = (0.0, 0, 0.0, 0)
 
-# Below it, float32 cannot hold its reciprocal.
-_SMALLEST = 1e-30
+_SMALLEST = 1e-30  # below it, float32 cannot hold its reciprocal
 
 
 def is_measuring(group: dict[str, Any]) -> bool:

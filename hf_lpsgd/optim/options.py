@@ -84,19 +84,15 @@ EPS = Option("eps", "added to the magnitude before the power; relative to grad_r
 WEIGHT_DECAY = Option("weight_decay", "decoupled weight decay", low=0.0, trainer_flag="--weight_decay")
 GRAD_RMS = Option(
     "grad_rms",
-    "root mean square of the gradient, in units of which the step is made; auto measures it",
-    low=1e-30,
+    "root mean square of the gradient, the unit of a step; auto measures it",
+    1e-30,
     values=(None, "auto"),
 )
 MOMENTUM_DTYPE = Option(
     "momentum_dtype", "dtype of the momentum; None is that of the parameter", values=(None, "bfloat16", "float32")
 )
-ROUNDING = Option(
-    "rounding",
-    "how parameters and momentum in bfloat16 or float16 are rounded",
-    values=("nearest", "stochastic"),
-    absent="nearest",
-)
+ROUNDED = "how parameters and momentum in bfloat16 or float16 are rounded"
+ROUNDING = Option("rounding", ROUNDED, values=("nearest", "stochastic"), absent="nearest")
 ROUNDING_SEED = Option(
     "rounding_seed", "seed for rounding=stochastic; the same on all processes", low=0, whole=True, absent=0
 )
@@ -110,13 +106,6 @@ FUSED = Option(
 
 OF_LPSGD = (LR, P_MAX, EPS, WEIGHT_DECAY, GRAD_RMS, ROUNDING, ROUNDING_SEED, MAXIMIZE, FOREACH, FUSED)
 EVERY_OPTION = tuple(value for value in list(globals().values()) if isinstance(value, Option))
-
-
-def check_count(name: str, value: Any, low: int, why: str, *, optional: bool = False) -> None:
-    """Fail unless `value` is an integer of at least `low`, or None where `optional`; `why` is said last."""
-    is_count = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= low
-    if not is_count and not (optional and value is None):
-        raise invalid(name, value, f"an integer of at least {low}: {why}")
 
 
 def invalid(name: str, value: Any, allowed: str) -> ValueError:

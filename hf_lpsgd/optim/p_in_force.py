@@ -13,12 +13,9 @@ _NO_TIE = "no LR scheduler is tied to this optimizer. Call hf_lpsgd.tie_p_schedu
 class Tie(Protocol):
     """What p follows. The optimizer asks it at the beginning of each update."""
 
-    # The p of the param group at `index`, now.
-    def p_of(self, group: dict[str, Any], index: int) -> float: ...
-    # Whether the warm-up, over which `grad_rms="auto"` measures, is over.
-    def is_past_warmup(self) -> bool: ...
-    # Takes note that an update begins.
-    def begin_update(self) -> None: ...
+    def p_of(self, group: dict[str, Any], index: int) -> float: ...  # of the param group at `index`, now
+    def is_past_warmup(self) -> bool: ...  # over which `grad_rms="auto"` measures
+    def begin_update(self) -> None: ...  # takes note that an update begins
     # Why a state that was saved at this p, with this p_max, is not of this run; None if it can be.
     def why_other_than(self, p: float, p_max: float) -> str | None: ...
 

@@ -14,21 +14,13 @@ from .options import Option
 
 @dataclass(frozen=True)
 class OptimizerRecord:
-    """What there is to know about an optimizer.
+    """What there is to know about an optimizer."""
 
-    Attributes:
-        name: as in `--optim lpsgdm`.
-        cls: the class. The defaults of its constructor are the paper's step.
-        description: a line for tables.
-        trainer_defaults: the defaults of `--optim` that differ from those of the constructor.
-        ordinary: the name of the optimizer with the ordinary step, for one that steps in the backward pass.
-    """
-
-    name: str
-    cls: type[LpOptimizer]
-    description: str
-    trainer_defaults: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    ordinary: str | None = None
+    name: str  # as in `--optim lpsgdm`
+    cls: type[LpOptimizer]  # the defaults of its constructor are the paper's step
+    description: str  # a line for tables
+    trainer_defaults: Mapping[str, Any] = field(default_factory=dict, hash=False)  # those of `--optim` that differ
+    ordinary: str | None = None  # the name of the one with the ordinary step, where this steps in the backward pass
 
     @property
     def options(self) -> tuple[Option, ...]:

@@ -18,8 +18,7 @@ class Partitions(NamedTuple):
     """How an engine has divided the parameters of an optimizer among the processes of a `group`."""
 
     group: Any
-    # How many elements of a partition, by its identity, belong to no parameter.
-    padding: Mapping[int, int] = MappingProxyType({})
+    padding: Mapping[int, int] = MappingProxyType({})  # by its identity, the elements of a partition that are none
 
 
 def groups_of(param: Tensor, partitions: Partitions | None) -> tuple[Any, ...]:

@@ -81,7 +81,7 @@ def test_bad_optim_args_stop_the_trainers_constructor_with_one_line(optim, text,
         ({"learning_rate": -0.1}, r"Invalid lr \(--learning_rate\): -0.1"),
         ({"learning_rate": float("nan")}, r"Invalid lr \(--learning_rate\): nan"),
         ({"weight_decay": -0.1}, r"Invalid weight_decay \(--weight_decay\): -0.1"),
-        ({"optim_args": "fused=true,foreach=true"}, "Only one of them can be True"),
+        ({"optim_args": "fused=true,foreach=true"}, "Only one can be True"),
         ({"optim_args": "p_schedule=lr,p_granularity=epoch"}, "knows no epochs"),
         (
             {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps", "eval_steps": 1},

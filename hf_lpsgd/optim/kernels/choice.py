@@ -48,10 +48,8 @@ def implementation_for(device: torch.device, foreach: bool | None = None, fused:
 
 
 def check_fused(device: torch.device, where: str = "", *, at_step: bool = False) -> None:
-    """Fail where `fused=True` is requested for tensors on a device without a fused implementation.
-
-    Tensors on the device `meta` may be moved before the step, so they are accepted, but not `at_step`.
-    """
+    """Fail where `fused=True` is requested for tensors on a device without a fused implementation."""
+    # Tensors on the device meta may be moved before the step.
     if (device.type != "meta" or at_step) and (reason := why_not_fused(device)):
         raise ValueError(f"Invalid fused{where}: True. It cannot be used: {reason}; or leave fused=None.")
 

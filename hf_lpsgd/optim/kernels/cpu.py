@@ -1,7 +1,4 @@
-"""The fused step on the CPU: one pass over memory, by cpu_kernel.cpp.
-
-`pip install` compiles it where there is a C++ compiler.
-"""
+"""The fused step on the CPU: one pass over memory, by cpu_kernel.cpp, which pip compiles if there is a compiler."""
 
 import ctypes
 import os

@@ -308,7 +308,6 @@ int32_t hf_lpsgd_threads(int32_t most) {
   return threads;
 }
 
-// The instruction set in use: AVX512, AVX2 or DEFAULT.
 const char* hf_lpsgd_instructions() { return implementation.instructions; }
 
 // Updates `count` dense tensors in place. `buffers` is null for LPSGD. `dtypes` are those of all parameters, gradients

@@ -1,7 +1,4 @@
-"""The fused step on CUDA: one launch of a Triton kernel updates all tensors of a param group.
-
-It reads their addresses from a table on the device, which is kept, and copied anew, without waiting, when they change.
-"""
+"""The fused step on CUDA: one launch of a Triton kernel updates all tensors whose addresses are in a table."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -76,6 +73,7 @@ def step(tensors: Tensors, hyper: Hyperparameters) -> bool:
     device = tensors.params[0].device
     # For an int or a NumPy number triton would compile again, or fail.
     numbers = {name: float(getattr(hyper, name)) for name in NUMBERS}
+    squares, key = hyper.squares, hyper.rounding
     lr = hyper.lr if isinstance(hyper.lr, Tensor) and hyper.lr.device == device else float(hyper.lr)
     sizes = tuple(map(Tensor.numel, tensors.params))
     addresses = [tuple(map(Tensor.data_ptr, column)) for column in tensors.columns]
@@ -86,26 +84,14 @@ def step(tensors: Tensors, hyper: Hyperparameters) -> bool:
         table = _uploads.get(_table, (*addresses, sizes, tuple(tensors.numbers)), device)
         if tensor_of_block is None or table is None:
             return False
-        measured = table if hyper.squares is None else torch.empty(len(tensor_of_block), device=device)
-        param_dtype, grad_dtype, buffer_dtype = [kernel.DTYPES[dtype] for dtype in tensors.dtypes]
-        kernel.lp_step[(len(tensor_of_block),)](
-            table,
-            tensor_of_block,
-            measured,
-            *map(signed, hyper.rounding or (0, 0)),
-            lr,
-            **numbers,
-            PARAM_DTYPE=param_dtype,
-            GRAD_DTYPE=grad_dtype,
-            BUFFER_DTYPE=buffer_dtype,
-            LR_IS_TENSOR=isinstance(lr, Tensor),
-            MEASURE=hyper.squares is not None,
-            STOCHASTIC=hyper.rounding is not None,
-            BLOCK=BLOCK,
-            num_warps=NUM_WARPS,
-        )
-        if hyper.squares is not None:
-            hyper.squares.add(measured.double().sum(), sum(sizes))
+        measured = table if squares is None else torch.empty(len(tensor_of_block), device=device)
+        dtypes = [kernel.DTYPES[dtype] for dtype in tensors.dtypes]
+        flags = (isinstance(lr, Tensor), squares is not None, key is not None)
+        pointers = (table, tensor_of_block, measured, *map(signed, key or (0, 0)), lr)
+        launch = kernel.lp_step[(len(tensor_of_block),)]
+        launch(*pointers, *dtypes, *flags, **numbers, BLOCK=BLOCK, num_warps=NUM_WARPS)
+        if squares is not None:
+            squares.add(measured.double().sum(), sum(sizes))
     return True
 
 
@@ -134,10 +120,7 @@ class _Uploads:
         self.of_graphs: set[Tensor] = set()  # captured CUDA graphs read these at each replay, so they are kept forever
 
     def get(self, build: Callable[[Any], Tensor], given: Hashable, device: torch.device) -> Tensor | None:
-        """Return `build(given)` on `device`, copied there now or earlier.
-
-        None where there is no earlier copy and a CUDA graph is being captured: a capture cannot allocate host memory.
-        """
+        """Return `build(given)` on `device`, copied there now or earlier; None where a capture prevents the copy."""
         if device.type != "cuda":
             return build(given)
         capturing, stream = torch.cuda.is_current_stream_capturing(), torch.cuda.current_stream(device)
@@ -147,7 +130,7 @@ class _Uploads:
             if upload is not None:
                 self.latest.move_to_end(key)
             elif capturing:
-                return None
+                return None  # a capture of a CUDA graph cannot allocate host memory
             else:
                 values = build(given).pin_memory().to(device, non_blocking=True)
                 upload = self.latest[key] = (values, stream, stream.record_event())

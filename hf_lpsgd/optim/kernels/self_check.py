@@ -26,10 +26,7 @@ _RELATIVE = {torch.float32: 1e-5, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-
 
 @torch.no_grad()
 def why_wrong(step: Step, device: torch.device, dtypes: Dtypes) -> str | None:
-    """Say what the `step` of a kernel computes otherwise on `device` than torch's operations; None where they agree.
-
-    `dtypes` are those of the tensors that it is to update.
-    """
+    """Say what a kernel's step computes otherwise than torch on tensors of these dtypes; None where they agree."""
     for name, case in _cases(device).items():
         expected = _results(partial(torch_ops.step, foreach=False), case, device, dtypes)
         try:
@@ -87,10 +84,8 @@ def _results(step: Step, case: _Case, device: torch.device, dtypes: Dtypes) -> d
 
 
 def _values(size: int, number: int, kind: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return values of many sizes and both signs, the same at each call; the address of every second is not aligned.
-
-    A gradient has the sign of its momentum: where they cancel, the least rounding makes another step.
-    """
+    """Return values of many sizes and both signs, the same at each call; every second address is not aligned."""
+    # A gradient has the sign of its momentum: where they cancel, the least rounding makes another step.
     places = torch.arange(size, dtype=torch.float32, device=device)
     signs = 1 - 2 * (places % 3 == 0).float()
     turns = places * (1.7 + kind) + number

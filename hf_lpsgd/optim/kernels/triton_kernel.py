@@ -10,10 +10,10 @@ DTYPES = {None: None, torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, to
 # fmt: off
 @triton.jit(do_not_specialize=["key0", "key1"])
 def lp_step(
-    table, tensor_of_block, squares, key0, key1,
-    lr, grad_weight, rho, eps, weight_decay, sign, lr_scale, bound,
+    table, tensor_of_block, squares, key0, key1, lr,
     PARAM_DTYPE: tl.constexpr, GRAD_DTYPE: tl.constexpr, BUFFER_DTYPE: tl.constexpr,
-    LR_IS_TENSOR: tl.constexpr, MEASURE: tl.constexpr, STOCHASTIC: tl.constexpr, BLOCK: tl.constexpr,
+    LR_IS_TENSOR: tl.constexpr, MEASURE: tl.constexpr, STOCHASTIC: tl.constexpr,
+    grad_weight, rho, eps, weight_decay, sign, lr_scale, bound, BLOCK: tl.constexpr,
 ):
     """Update one block of one tensor.
 
