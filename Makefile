@@ -19,8 +19,8 @@ fail_if = $(if $(strip $(1)),$(error $(strip $(1))))
 help:
 	@echo "make demo     train a small image classifier with LPSGDM on scikit-learn's digits (flags: DEMO_ARGS)"
 	@echo "make study    compare LPSGD and LPSGDM with AdamW, Lion and SGD on the digits, in some 5 minutes"
-	@echo "make test     what make check does, then every behaviour: 4 minutes on two fast cores (flags for pytest: PYTEST_ARGS)"
-	@echo "make test-all the same with every row of every test: 6 minutes"
+	@echo "make test     what make check does, then every behaviour: 5 minutes on two cores (flags for pytest: PYTEST_ARGS)"
+	@echo "make test-all the same with every row of every test: 7 minutes"
 	@echo "make test-rest  what make test leaves out of make test-all"
 	@echo "make test-cpus  every test as on other processors, with one thread and with four: an hour"
 	@echo "make check    lint, format, types, the direction of imports and the workflows only"

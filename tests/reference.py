@@ -13,7 +13,7 @@ def paper_p(p_max, epoch, epochs):
 def annealed_p(schedule, p_max, index, length):
     """p at step `index`, counted from 0, of the `length` steps of a run without warm-up; `cosine` is the paper's."""
     progress = min(index / max(length - 1, 1), 1.0)
-    share = {"cosine": (1 + math.cos(math.pi * progress)) / 2, "linear": 1 - progress}[schedule]
+    share = {"cosine": (1 + math.cos(math.pi * progress)) / 2, "linear": 1 - progress, "constant": 1}[schedule]
     return 2 + (p_max - 2) * share
 
 
