@@ -93,7 +93,7 @@ class Update:
             options["rounding"] = _key(group)
             self._rounded[id(group)] = group
         for part, squares in parts:
-            numbers = [before + index for index in part.indices]
+            numbers = [before + index for index in part.indices] if before else part.indices
             self.make_step(part, hyperparameters(**options, squares=squares), numbers)
 
     def end(self) -> None:
