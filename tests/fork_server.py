@@ -14,6 +14,25 @@ import os
 import runpy
 import sys
 import traceback
+from typing import Any
+
+
+def keep_process_group() -> None:
+    """Never let go of the default process group.
+
+    Where a DDP model holds the last reference, torch joins gloo's thread without giving up the GIL. If that thread has
+    a tensor to free at this moment, which needs the GIL, neither goes on.
+    """
+    import torch
+
+    begin: Any = torch.distributed.init_process_group
+    kept = []
+
+    def init_process_group(*args: Any, **kwargs: Any) -> None:
+        begin(*args, **kwargs)
+        kept.append(torch.distributed.group.WORLD)
+
+    torch.distributed.init_process_group = init_process_group
 
 
 def run(argv: list[str], cwd: str, env: dict[str, str], log: str) -> None:
@@ -30,6 +49,8 @@ def run(argv: list[str], cwd: str, env: dict[str, str], log: str) -> None:
     os.chdir(cwd)
     sys.argv = argv
     sys.path[0] = os.path.dirname(os.path.abspath(argv[0]))
+    if "RANK" in env:
+        keep_process_group()
     status: object = 1
     try:
         runpy.run_path(argv[0], run_name="__main__")
