@@ -18,6 +18,7 @@ from .kernels.tensors import Tensors
 from .measurement import Measurement, is_measuring
 from .options import LR, Option, P
 from .p_in_force import Tie, write_p
+from .precision import Precision, check_momentum
 from .shards import Partitions
 from .update import ROUNDED_STEPS, Call, Update, calls_with_gradients, describe
 
@@ -37,6 +38,7 @@ class LpOptimizer(Optimizer):
 
     def _begin_anew(self, groups: Sequence[dict[str, Any]], written_p: dict[int, float]) -> None:
         self._every_group, self._measurement = groups, Measurement(groups)
+        self._precision = Precision()
         self._written_p = written_p  # by the place of the group
         self._loaded_p_max = {place: float(group["p_max"]) for place, group in enumerate(groups)}
         self._first_params: set[int] = set()  # of the calls of `step` that make up the present update
@@ -81,6 +83,7 @@ class LpOptimizer(Optimizer):
         param_group.setdefault("p", param_group["p_max"])
         if is_measuring(param_group):
             self._measurement.join(param_group)
+        check_momentum([param_group], at_construction=True)
         if param_group.get("rounding") == "stochastic":
             param_group.setdefault(ROUNDED_STEPS, 0)  # from the start, so that every kind of checkpoint finds it
 
@@ -127,6 +130,8 @@ class LpOptimizer(Optimizer):
         is_new = first in self._first_params or not self._first_params
         self._first_params = {first} if is_new else {*self._first_params, first}
         write_p(groups, self.tie, self._written_p, self._loaded_p_max)
+        if is_new:
+            self._precision.begin_update(groups)
         if self.tie is not None and is_new:
             self.tie.begin_update()
         is_past_warmup = self.tie is None or self.tie.is_past_warmup()

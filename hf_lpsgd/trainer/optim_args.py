@@ -24,6 +24,18 @@ if TYPE_CHECKING:
 # LR schedulers of transformers that the Trainer steps at evaluations.
 _COUNT_EVALUATIONS = {"reduce_lr_on_plateau": "ReduceLROnPlateau", "greedy": "GreedyLR"}
 
+# What other optimizers call our keys, and what only they have.
+_MEANT = {
+    **dict.fromkeys(("beta", "beta1", "betas", "adam_beta1", "adam_betas", "momentum_decay"), "momentum"),
+    **dict.fromkeys(("epsilon", "adam_epsilon"), "eps"),
+    **dict.fromkeys(("kahan_sum", "stochastic_rounding", "bf16_stochastic_round"), "rounding"),
+    **dict.fromkeys(("optim_bits", "state_dtype"), "momentum_dtype"),
+    **dict.fromkeys(("p", "norm"), "p_max"),
+    **{"triton": "fused", "wd": "weight_decay", "lr": "learning_rate"},
+}
+_OF_OTHERS = "adam_beta2 amsgrad beta2 beta3 bias_correction capturable centered correct_bias dampening decay_rate "
+_OF_OTHERS += "decoupled_weight_decay differentiable maximize nesterov relative_step scale_parameter warmup_init"
+
 
 @dataclass(frozen=True)
 class OptimArgs:
@@ -53,7 +65,7 @@ class OptimArgs:
             if not item.strip():
                 raise ValueError(f"{wrong}: {text!r} has an empty entry. Remove the extra comma.")
             if key not in keys:
-                raise ValueError(f"{wrong}: {_unknown_key(record, key, item.strip())}")
+                raise _unknown_key(record, key, item.strip())
             if not value:
                 raise ValueError(f"{wrong}: {item.strip()!r} has no value. Write it as {keys[key].form}.")
             if key in values:
@@ -74,6 +86,8 @@ def as_text(optim: str, optim_args: Any) -> str:
         return optim_args or ""
     if isinstance(optim_args, Mapping):
         for key, value in optim_args.items():
+            if key not in _keys(OPTIMIZERS[optim]):
+                raise _unknown_key(OPTIMIZERS[optim], str(key), f"{key}={value}")
             if not isinstance(value, str | Real | None) or "," in str(value):
                 raise invalid(f"{key} in optim_args", value, "a number, a name, True, False or None")
         return ",".join(f"{key}={value}" for key, value in optim_args.items())
@@ -104,7 +118,7 @@ def validate_optim_args(args: TrainingArguments) -> OptimArgs | None:
     for option, value in ((LR, args.learning_rate), (WEIGHT_DECAY, args.weight_decay)):
         option.check(value, f" ({option.trainer_flag})")
     cls, kwargs = optimizer_class_and_kwargs(args)
-    cls([torch.zeros(1, device="meta")], **kwargs)  # which checks the options against each other
+    cls([torch.zeros(1, dtype=torch.float32, device="meta")], **kwargs)  # which checks the options against each other
     if kwargs.get("fused"):
         check_fused(args.device, " in optim_args")
     check_schedule(parsed.p_schedule, parsed.p_granularity, _COUNT_EVALUATIONS.get(name_of(args.lr_scheduler_type)))
@@ -126,14 +140,19 @@ def _keys(record: OptimizerRecord) -> dict[str, Option]:
     return {option.name: option for option in (*own, P_SCHEDULE, P_GRANULARITY)}
 
 
-def _unknown_key(record: OptimizerRecord, key: str, item: str) -> str:
-    keys = _keys(record)
-    flag = {"learning_rate": LR, "lr": LR, "weight_decay": WEIGHT_DECAY}.get(key)
-    others = [other.name for other in OPTIMIZERS.values() if key in _keys(other)]
-    guesses = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+def _unknown_key(record: OptimizerRecord, key: str, item: str) -> ValueError:
+    from transformers import TrainingArguments
+
+    keys, key = _keys(record), key.lower().replace("-", "_")
+    meant = _MEANT.get(key, key)
+    others = [other.name for other in OPTIMIZERS.values() if meant in _keys(other)]
+    guesses = [meant] if meant in keys else difflib.get_close_matches(key, keys, n=1)
     hint = f" Did you mean {guesses[0]}?" if guesses else ""
-    if flag is not None:
-        hint = f" Give it as {flag.trainer_flag}."
-    elif others:
-        hint = f" {key} is a key of {others[0]}."
-    return f"{item!r} has no known key.{hint} The keys are {', '.join(keys)}, as in p_max=20."
+    if meant in _OF_OTHERS.split():
+        hint = f" {record.name} has none: leave it out."
+    elif meant in TrainingArguments.__dataclass_fields__:
+        hint = f" Give it as --{meant}."
+    elif meant not in keys and others:
+        hint = f" {meant} is a key of {others[0]}."
+    wrong = f"Invalid optim_args for {record.name}: {item!r} has no known key."
+    return ValueError(f"{wrong}{hint} The keys are {', '.join(keys)}, as in p_max=20.")

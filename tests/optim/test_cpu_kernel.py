@@ -29,6 +29,34 @@ def test_a_compiled_kernel_that_is_broken_or_of_another_version_is_not_called(im
     assert choice.why_not_fused(torch.device("cpu")) is None
 
 
+@pytest.mark.parametrize("fill", [b"", b"\0"], ids=["cut", "zeros"])
+def test_a_compiled_kernel_that_was_written_in_part_is_not_loaded(fill, implement, tmp_path):
+    """Reading past its end would end the process, so other processes try, at several lengths."""
+    implement("fused")
+    whole = Path(cpu.__file__).with_name("_cpu_kernel.so").read_bytes()
+    for length in (20, 600, len(whole) // 10, len(whole) // 2, 9 * len(whole) // 10, len(whole) - 64):
+        folder = tmp_path / str(length)
+        folder.mkdir()
+        (folder / "_cpu_kernel.so").write_bytes(whole[:length].ljust(len(whole) if fill else 0, b"\0"))
+    (tmp_path / "all but a byte").mkdir()
+    (tmp_path / "all but a byte" / "_cpu_kernel.so").write_bytes(whole[:-1])
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "whole" / "_cpu_kernel.so").write_bytes(whole)
+    code = """
+import sys, torch
+from pathlib import Path
+from hf_lpsgd.optim.kernels import cpu
+for folder in map(Path, sys.argv[1:]):
+    cpu.__file__ = str(folder / "cpu.py")
+    cpu._library.cache_clear()
+    print(folder.name, "cannot be loaded" in (cpu.why_unavailable(torch.device("cpu")) or ""), flush=True)
+"""
+    folders = sorted(tmp_path.iterdir(), key=lambda folder: folder.name == "whole")
+    shown = subprocess.run([sys.executable, "-c", code, *folders], capture_output=True, text=True, timeout=240)
+    assert shown.returncode == 0, (shown.stdout, shown.stderr)
+    assert shown.stdout.splitlines() == [f"{folder.name} {folder.name != 'whole'}" for folder in folders]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="torch brings OpenMP under these names on Linux")
 def test_the_cpu_kernel_uses_as_many_threads_as_torch_and_one_where_torch_has_no_openmp(implement):
     implement("fused")

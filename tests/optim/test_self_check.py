@@ -1,11 +1,13 @@
 """A fused kernel that computes something wrong is found out before it is used, and told of once."""
 
+import contextlib
 import subprocess
 import sys
 import warnings
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from hf_lpsgd import LPSGD, LPSGDM
 from hf_lpsgd.environment import describe_environment
@@ -239,6 +241,86 @@ def test_a_kernel_is_proved_once_for_each_kind_of_tensors(monkeypatch):
         step_of(LPSGDM, momentum_dtype="bfloat16")
         step_of(LPSGDM, foreach=False)
     assert proved == [(F32, F32, F32), (F32, F32, None), (F32, F32, BF16)]
+
+
+@contextlib.contextmanager
+def default_device(name):
+    torch.set_default_device(name)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(F32)
+
+
+@contextlib.contextmanager
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+SURROUNDINGS = {
+    "a default device": lambda: default_device("meta"),
+    "a default device that is missing": lambda: default_device("xpu"),
+    "a device of a block": lambda: torch.device("meta"),
+    "float64 by default": lambda: default_dtype(torch.float64),
+    "bfloat16 by default": lambda: default_dtype(BF16),
+    "inference": torch.inference_mode,
+    "deterministic": deterministic,
+}
+
+
+@pytest.mark.parametrize("surroundings", SURROUNDINGS)
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_steps_and_the_proof_of_a_kernel_are_the_same_whatever_torch_makes_by_default(
+    surroundings, dtype, monkeypatch
+):
+    def trained():
+        params = [torch.nn.Parameter(torch.linspace(-1, 1, 300, dtype=dtype, device="cpu")) for _ in range(2)]
+        for options in ({}, {"grad_rms": "auto"}, {"rounding": "stochastic", "momentum_dtype": "bfloat16"}):
+            for optimizer in (LPSGDM(params, lr=0.1, **options), LPSGDM(params, lr=0.1, foreach=True, **options)):
+                for _ in range(2):
+                    for param in params:
+                        param.grad = param.detach().clone()
+                    optimizer.step()
+        return [param.detach() for param in params]
+
+    expected = trained()
+    monkeypatch.setattr(choice, "_found_wrong", {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with SURROUNDINGS[surroundings]():
+            found = trained()
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("options", [{}, {"grad_rms": "auto"}, {"rounding": "stochastic"}], ids=str)
+@pytest.mark.parametrize("kind", ["fake", "meta"])
+def test_tensors_without_values_can_be_stepped_as_by_torchs_own_optimizers(kind, options):
+    with FakeTensorMode() if kind == "fake" else torch.device("meta"):
+        param = torch.nn.Parameter(torch.ones(300, dtype=BF16))
+        optimizer = LPSGDM([param], **options)
+        for _ in range(3):
+            param.grad = torch.ones_like(param)
+            optimizer.step()
+    assert optimizer.state[param]["momentum_buffer"].dtype == BF16
+
+
+def test_the_cuda_kernel_measures_in_float32_whatever_the_default_dtype(load_kernel):
+    load_kernel(interpret=True)
+    with default_dtype(BF16):
+        assert self_check.why_wrong(cuda.step, CPU, (F32, F32, None)) is None
 
 
 def test_a_new_process_proves_its_kernel_without_changing_the_random_state():

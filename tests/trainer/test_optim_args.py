@@ -1,4 +1,5 @@
 import json
+import warnings
 from types import MappingProxyType
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
-from hf_lpsgd import LPSGD, LPSGDM
+from hf_lpsgd import LPSGD, LPSGDM, notices
 from hf_lpsgd.optim.kernels import choice
 from hf_lpsgd.trainer import OptimArgs, optim_args, validate_optim_args
 from hf_lpsgd.trainer.optim_args import optimizer_class_and_kwargs
@@ -41,7 +42,17 @@ BAD = [
     ("lpsgdm", "p_max=", "'p_max=' has no value. Write it as p_max=NUMBER"),
     ("lpsgdm", "p_max=2=3", "Invalid p_max in optim_args: '2=3'"),
     ("lpsgdm", "pmax=20", f"'pmax=20' has no known key. Did you mean p_max? The keys are {KEYS_OF_LPSGDM}"),
-    ("lpsgdm", "beta1=0.9", f"'beta1=0.9' has no known key. The keys are {KEYS_OF_LPSGDM}"),
+    ("lpsgdm", "beta1=0.9", f"'beta1=0.9' has no known key. Did you mean momentum? The keys are {KEYS_OF_LPSGDM}"),
+    ("lpsgdm", "betas=0.9,0.95", "'betas=0.9' has no known key. Did you mean momentum?"),
+    ("lpsgdm", "betas=(0.9,0.95)", "'betas=(0.9' has no known key. Did you mean momentum?"),
+    ("lpsgdm", "beta2=0.95", "'beta2=0.95' has no known key. lpsgdm has none: leave it out."),
+    ("lpsgdm", "Momentum=0.9", "'Momentum=0.9' has no known key. Did you mean momentum?"),
+    ("lpsgdm", "nesterov=true", "'nesterov=true' has no known key. lpsgdm has none: leave it out."),
+    ("lpsgdm", "adam_epsilon=1e-8", "has no known key. Did you mean eps?"),
+    ("lpsgdm", "kahan_sum=true", "has no known key. Did you mean rounding?"),
+    ("lpsgdm", "max_grad_norm=1", "has no known key. Give it as --max_grad_norm."),
+    ("lpsgdm", "order=6", "'order=6' has no known key. The keys are"),  # foreach is like it in its letters alone
+    ("lpsgd", "betas=0.9", "has no known key. momentum is a key of lpsgdm."),
     ("lpsgdm", "p_max=20,", "'p_max=20,' has an empty entry. Remove the extra comma."),
     ("lpsgdm", " ", "' ' has an empty entry."),
     ("lpsgdm", "p_max=1e999", "Invalid p_max in optim_args: inf"),
@@ -112,6 +123,16 @@ def test_fused_where_it_cannot_be_is_told_by_the_trainers_constructor(make_train
         make_trainer(optim_args="fused=true")
 
 
+def test_a_momentum_that_bfloat16_holds_too_coarsely_is_told_once_by_the_trainers_constructor(make_trainer):
+    notices.warn_once.cache_clear()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer = make_trainer(optim_args="momentum=0.995,momentum_dtype=bfloat16", max_steps=2)
+        assert sum("momentum=0.995 is kept in bfloat16" in str(one.message) for one in caught) == 1
+        trainer.train()
+    assert sum("is kept in" in str(one.message) for one in caught) == 1
+
+
 def test_other_optimizers_are_none_of_its_business(tmp_path):
     assert validate_optim_args(TrainingArguments(str(tmp_path), optim="sgd", optim_args="momentum=0.9")) is None
 
@@ -175,6 +196,7 @@ def test_optim_args_may_be_a_mapping_in_a_file_of_arguments(kind, tmp_path):
         ({"fused": 1}, "Invalid fused in optim_args: '1'. It must be True, False or None."),
         ({"pmax": 6}, "'pmax=6' has no known key. Did you mean p_max?"),
         ({3: 6}, "'3=6' has no known key."),
+        ({"betas": (0.9, 0.95)}, "'betas=(0.9, 0.95)' has no known key. Did you mean momentum?"),
     ],
 )
 def test_optim_args_of_another_kind_and_bad_mappings_are_told_in_one_line(optim_args, message, make_trainer):

@@ -12,6 +12,7 @@ from PIL import Image
 
 NAMED = 5  # in the log
 AT_ONCE = 256
+SKIP = "; --on_bad_image skip leaves such images out"
 
 
 class BadData(Exception):
@@ -58,19 +59,19 @@ def read_images(data: datasets.Dataset, indices: list[int], columns: tuple[str, 
             try:
                 decode(cell, mode)
             except Exception as error:
-                raise BadData(cannot_decode(f"row {index}", cell, error)) from error
+                raise BadData(cannot_decode(f"row {index}", cell, error, SKIP)) from error
         raise
 
 
-def cannot_decode(where: str, cell: Any, error: Exception) -> str:
+def cannot_decode(where: str, cell: Any, error: Exception, remedy: str = "") -> str:
     if cell is None:
-        return f"there is no image in {where}"
+        return f"there is no image in {where}{remedy}"
     file = f" ({cell['path']})" if cell.get("path") else ""
     if isinstance(error, NotEightBit):
         return f"the image in {where}{file} {error}"
     # Where the image is no file, the message names an object in memory, which helps nobody.
     reason = type(error).__name__ if "BytesIO" in str(error) else first_line(error)
-    return f"the image in {where}{file} cannot be decoded: {reason}"
+    return f"the image in {where}{file} cannot be decoded: {reason}{remedy}"
 
 
 def first_images(
@@ -83,7 +84,7 @@ def first_images(
             images.append(decode(row[column]))
         except Exception as error:  # as many kinds as there are image formats
             if not skip_bad or isinstance(error, NotEightBit):
-                raise BadData(cannot_decode(f"row {number}", row[column], error)) from error
+                raise BadData(cannot_decode(f"row {number}", row[column], error, SKIP)) from error
         if len(images) == 16:
             break
     if not images:

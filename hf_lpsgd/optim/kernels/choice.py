@@ -1,6 +1,5 @@
 """What updates tensors: the implementations, the choice of one, and whether a fused kernel is trusted."""
 
-from functools import cache
 from operator import attrgetter
 from typing import Protocol
 
@@ -8,13 +7,12 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from ...notices import warn_user
+from ...notices import warn_once, warn_user
 from . import cpu, cuda, self_check, torch_ops
 from .hyperparameters import Hyperparameters
 from .tensors import PLAIN_TENSOR_TYPES, Dtypes, Tensors, share_memory_order
 
 _FOREACH_DEVICES = ("cuda", "xpu", "mtia")
-_warn_once = cache(warn_user)
 
 
 class FusedKernel(Protocol):
@@ -70,7 +68,7 @@ def update(tensors: Tensors, hyper: Hyperparameters, foreach: bool | None, fused
         if may_fuse and reason is None:
             same = _update_by_kernel(device, same, hyper, bool(fused))
         elif reason is not None and device.type == "cuda":
-            _warn_once(f"hf_lpsgd updates with the slower foreach implementation: {reason}")
+            warn_once(f"hf_lpsgd updates with the slower foreach implementation: {reason}")
         if same.params:
             torch_ops.step(same, hyper, foreach=implementation_for(device, foreach, fused=False) == "foreach")
 

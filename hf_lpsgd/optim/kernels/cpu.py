@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import struct
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -31,6 +32,8 @@ def _library() -> ctypes.CDLL | str:
     if not compiled.exists():
         return f"hf_lpsgd was installed without its compiled CPU step: {_INSTALL}"
     try:
+        if _is_cut_short(compiled.read_bytes()):
+            raise OSError("the file is cut short")
         library = ctypes.CDLL(str(compiled))
         interface = library.hf_lpsgd_interface()
     except (OSError, AttributeError) as error:
@@ -46,6 +49,19 @@ def _library() -> ctypes.CDLL | str:
     library.hf_lpsgd_step.restype = None
     library.hf_lpsgd_step.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * 7, ctypes.c_int32, ctypes.c_void_p]
     return library
+
+
+def _is_cut_short(file: bytes) -> bool:
+    """Say whether an ELF file ends before its headers say, or ends in zeros: to load it would end the process."""
+    if file[:5] != b"\x7fELF\2":
+        return False  # whoever loads it says what is wrong
+    with suppress(struct.error):
+        segments, sections = struct.unpack_from("QQ", file, 32)
+        size, count, section_size, section_count = struct.unpack_from("HHHH", file, 54)
+        ends = [sum(struct.unpack_from("8xQ16xQ", file, segments + size * index)) for index in range(count)]
+        end = sections + section_size * section_count
+        return len(file) < max(end, 0, *ends) or (section_count > 0 and not any(file[end - section_size : end]))
+    return True
 
 
 def why_unavailable(device: torch.device) -> str | None:

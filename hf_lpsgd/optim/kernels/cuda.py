@@ -48,7 +48,7 @@ def _find_reason(device: torch.device) -> str | None:
     major, minor = torch.cuda.get_device_capability(device)
     if major < 7:
         return f"triton needs a GPU of compute capability 7.0 or higher, and this one has {major}.{minor}"
-    probe = torch.zeros(1, device=device)
+    probe = torch.zeros(1, dtype=torch.float32, device=device)
     step(Tensors([probe], [probe.clone()], None, [0]), Hyperparameters(0.0))
     return None
 
@@ -84,7 +84,7 @@ def step(tensors: Tensors, hyper: Hyperparameters) -> bool:
         table = _uploads.get(_table, (*addresses, sizes, tuple(tensors.numbers)), device)
         if tensor_of_block is None or table is None:
             return False
-        measured = table if squares is None else torch.empty(len(tensor_of_block), device=device)
+        measured = table if squares is None else torch.empty(len(tensor_of_block), dtype=torch.float32, device=device)
         dtypes = [kernel.DTYPES[dtype] for dtype in tensors.dtypes]
         flags = (isinstance(lr, Tensor), squares is not None, key is not None)
         pointers = (table, tensor_of_block, measured, *map(signed, key or (0, 0)), lr)

@@ -79,7 +79,7 @@ def _results(step: Step, case: _Case, device: torch.device, dtypes: Dtypes) -> d
     if buffers:
         results["a momentum"] = torch.cat(buffers[0]).cpu()
     if hyper.squares is not None:
-        results["the sum of squares"] = torch.tensor([squares.total()], dtype=torch.float32)
+        results["the sum of squares"] = torch.tensor([squares.total()], dtype=torch.float32, device="cpu")
     return results
 
 

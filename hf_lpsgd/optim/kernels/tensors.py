@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.nn import Parameter
 
 # Tensors that are an address, a layout and numbers, and nothing else. DTensor and others are subclasses.
@@ -59,7 +60,9 @@ class SumOfSquares:
         self._parts.setdefault(part.device, []).append(part)
 
     def total(self) -> float:
-        """Return the sum so far; each device is read once."""
+        """Return the sum so far; each device is read once. It is nan for tensors that have no values."""
+        if any(part.is_meta or isinstance(part, FakeTensor) for parts in self._parts.values() for part in parts):
+            return math.nan
         return math.fsum(number for parts in self._parts.values() for number in torch.stack(parts).tolist())
 
 
