@@ -18,7 +18,7 @@ from .kernels.tensors import Tensors
 from .measurement import Measurement, is_measuring
 from .options import LR, Option, P
 from .p_in_force import Tie, write_p
-from .precision import Precision, check_momentum
+from .precision import check_momentum, check_precision
 from .shards import Partitions
 from .update import ROUNDED_STEPS, Call, Update, calls_with_gradients, describe
 
@@ -38,7 +38,7 @@ class LpOptimizer(Optimizer):
 
     def _begin_anew(self, groups: Sequence[dict[str, Any]], written_p: dict[int, float]) -> None:
         self._every_group, self._measurement = groups, Measurement(groups)
-        self._precision = Precision()
+        self._rate_before: float | None = 0.0  # None when precision has been judged
         self._written_p = written_p  # by the place of the group
         self._loaded_p_max = {place: float(group["p_max"]) for place, group in enumerate(groups)}
         self._first_params: set[int] = set()  # of the calls of `step` that make up the present update
@@ -131,7 +131,7 @@ class LpOptimizer(Optimizer):
         self._first_params = {first} if is_new else {*self._first_params, first}
         write_p(groups, self.tie, self._written_p, self._loaded_p_max)
         if is_new:
-            self._precision.begin_update(groups)
+            self._rate_before = check_precision(groups, self._rate_before)
         if self.tie is not None and is_new:
             self.tie.begin_update()
         is_past_warmup = self.tie is None or self.tie.is_past_warmup()

@@ -16,40 +16,17 @@ from .kernels.tensors import PLAIN_TENSOR_TYPES
 Groups = Sequence[dict[str, Any]]
 
 
-class Precision:
-    """Looks at the momentum before the first step, and at the weights as soon as the learning rate does not rise."""
-
-    def __init__(self) -> None:
-        self._lr: float | None = 0.0  # of the update before; None when all is said
-
-    def begin_update(self, groups: Groups) -> None:
-        if self._lr is None or is_recorded():
-            return
-        if self._lr == 0:
-            check_momentum(groups)
-        rates = [group["lr"] for group in groups]
-        if any(isinstance(lr, Tensor) for lr in rates):  # to read it would wait for the device
-            self._lr = None
-            return
-        before, self._lr = self._lr, max(rates)
-        if before >= self._lr > 0:
-            self._lr = None
-            _check_weights(groups)
-
-
 def check_momentum(groups: Groups, *, at_construction: bool = False) -> None:
     """Warn where the momentum is rounded too coarsely for its decay."""
-    # An engine that joins processes may still replace parameters by others, in float32.
+    # Engines that join processes may yet put float32 in the place of the parameters.
     may_change = at_construction and distributed.is_available() and distributed.is_initialized()
-    for group in _nearest(groups):
-        named, momentum = group.get("momentum_dtype"), group.get("momentum", 0.0)
-        dtypes = {torch.bfloat16} if named == "bfloat16" else set[torch.dtype]()
-        if named is None and not may_change:
-            dtypes = {param.dtype for param in group["params"] if param.requires_grad}
-        for dtype in dtypes:
-            # A change below some 0.35 eps of the average is dropped, on average over the sizes of numbers.
+    for group in groups:
+        momentum, named = group.get("momentum", 0.0), group.get("momentum_dtype")
+        params = [] if named or may_change else [param for param in group["params"] if param.requires_grad]
+        for dtype in {torch.bfloat16} if named == "bfloat16" else {param.dtype for param in params}:
+            # Changes below some 0.35 eps of the value are dropped: in bfloat16, 0.98 reaches 0.88 and 0.99 only 0.79.
             reached = (1 - momentum) / (1 - momentum + 0.35 * torch.finfo(dtype).eps)
-            if reached < 0.8:  # in bfloat16 it is 0.88 for a momentum of 0.98 and 0.79 for one of 0.99
+            if reached < 0.8 and group["rounding"] == "nearest":
                 warn_once(
                     f"momentum={momentum:g} is kept in {str(dtype)[6:]} and rounded to the nearest, which drops small "
                     f"changes: of a gradient that stays the same, it reaches {reached:.2f} times the value. Use "
@@ -57,32 +34,40 @@ def check_momentum(groups: Groups, *, at_construction: bool = False) -> None:
                 )
 
 
-def _check_weights(groups: Groups) -> None:
-    """Warn if not even the largest step at the peak of the learning rate changes half of the elements."""
-    elements = changed = lr = 0.0
-    for group in _nearest(groups):
+def check_precision(groups: Groups, before: float | None) -> float | None:
+    """Check the momentum, and whether a step at the peak of the learning rate changes half of the weights in 16 bits.
+
+    The weights are judged once, as soon as the learning rate is not above that of the update `before`. Returns the
+    learning rate of this update, or None when nothing is left to judge.
+    """
+    if before is None or is_recorded():
+        return None
+    if before == 0.0:
+        check_momentum(groups)
+    rates = [group["lr"] for group in groups]
+    if any(isinstance(lr, Tensor) for lr in rates):  # to read it would wait for the device
+        return None
+    if not before >= max(rates) > 0:
+        return float(max(rates))
+    elements = changed = highest = 0.0
+    for group in groups:
         peak = max(group["lr"], group.get("initial_lr", 0.0), group.get("max_lr", 0.0))
         step = peak if group["grad_rms"] is None else MOST_MOVED * peak
-        for param in group["params"]:
+        for param in group["params"] if group["rounding"] == "nearest" else ():
             local = param.to_local() if hasattr(param, "to_local") else param
-            if local.dtype in ROUNDED and local.requires_grad and local.numel() and _has_values(local):
+            has_values = type(local) in PLAIN_TENSOR_TYPES and not local.is_meta and local.numel() > 0
+            if local.dtype in ROUNDED and local.requires_grad and has_values:
                 some = local.detach().flatten()[:: local.numel() // 4096 | 1]
                 share = ((some.float() + step).to(some.dtype) != some).double().mean()
-                elements, changed, lr = elements + local.numel(), changed + local.numel() * float(share), max(lr, peak)
+                elements, changed = elements + local.numel(), changed + local.numel() * float(share)
+                highest = max(highest, peak)
     if changed < 0.5 * elements:
         warn_once(
-            f"At a learning rate of {lr:g}, a step can change {changed / elements:.0%} of the elements of the bfloat16 "
-            "or float16 weights: smaller changes are dropped, as weights are rounded to the nearest. Use "
+            f"At a learning rate of {highest:g}, a step can change {changed / elements:.0%} of the elements of the "
+            "bfloat16 or float16 weights: smaller changes are dropped, as weights are rounded to the nearest. Use "
             "rounding=stochastic, or float32 weights (and --bf16 for speed)."
         )
-
-
-def _nearest(groups: Groups) -> list[dict[str, Any]]:
-    return [group for group in groups if group.get("rounding") != "stochastic"]
-
-
-def _has_values(tensor: Tensor) -> bool:
-    return type(tensor) in PLAIN_TENSOR_TYPES and not tensor.is_meta
+    return None
 
 
 def is_recorded() -> bool:

@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 # LR schedulers of transformers that the Trainer steps at evaluations.
 _COUNT_EVALUATIONS = {"reduce_lr_on_plateau": "ReduceLROnPlateau", "greedy": "GreedyLR"}
 
-# What other optimizers call our keys, and what only they have.
-_MEANT = {
-    **dict.fromkeys(("beta", "beta1", "betas", "adam_beta1", "adam_betas", "momentum_decay"), "momentum"),
-    **dict.fromkeys(("epsilon", "adam_epsilon"), "eps"),
-    **dict.fromkeys(("kahan_sum", "stochastic_rounding", "bf16_stochastic_round"), "rounding"),
-    **dict.fromkeys(("optim_bits", "state_dtype"), "momentum_dtype"),
-    **dict.fromkeys(("p", "norm"), "p_max"),
-    **{"triton": "fused", "wd": "weight_decay", "lr": "learning_rate"},
+# Names that other optimizers have for our keys, for flags of the Trainer, and for what is not here.
+_OTHER_NAMES = {
+    "momentum": "beta beta1 betas adam_beta1 momentum_decay",
+    "eps": "epsilon adam_epsilon",
+    "rounding": "bf16_stochastic_round kahan_sum stochastic_rounding",
+    "p_max": "norm p",
+    "learning_rate": "lr",
+    "weight_decay": "wd",
+    "": "adam_beta2 amsgrad beta2 beta3 capturable centered correct_bias dampening decay_rate decoupled_weight_decay "
+    "differentiable maximize nesterov relative_step scale_parameter warmup_init",
 }
-_OF_OTHERS = "adam_beta2 amsgrad beta2 beta3 bias_correction capturable centered correct_bias dampening decay_rate "
-_OF_OTHERS += "decoupled_weight_decay differentiable maximize nesterov relative_step scale_parameter warmup_init"
 
 
 @dataclass(frozen=True)
@@ -144,15 +144,15 @@ def _unknown_key(record: OptimizerRecord, key: str, item: str) -> ValueError:
     from transformers import TrainingArguments
 
     keys, key = _keys(record), key.lower().replace("-", "_")
-    meant = _MEANT.get(key, key)
+    meant = next((ours for ours, names in _OTHER_NAMES.items() if key in names.split()), key)
     others = [other.name for other in OPTIMIZERS.values() if meant in _keys(other)]
     guesses = [meant] if meant in keys else difflib.get_close_matches(key, keys, n=1)
     hint = f" Did you mean {guesses[0]}?" if guesses else ""
-    if meant in _OF_OTHERS.split():
+    if not meant:
         hint = f" {record.name} has none: leave it out."
     elif meant in TrainingArguments.__dataclass_fields__:
         hint = f" Give it as --{meant}."
-    elif meant not in keys and others:
+    elif others and meant not in keys:
         hint = f" {meant} is a key of {others[0]}."
     wrong = f"Invalid optim_args for {record.name}: {item!r} has no known key."
     return ValueError(f"{wrong}{hint} The keys are {', '.join(keys)}, as in p_max=20.")

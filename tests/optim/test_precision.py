@@ -152,7 +152,9 @@ def in_stages(optimizer):
 
 
 def one_cycle(optimizer):
-    return OneCycleLR(optimizer, max_lr=optimizer.param_groups[0]["lr"], total_steps=50, pct_start=0.2, cycle_momentum=False)
+    return OneCycleLR(
+        optimizer, max_lr=optimizer.param_groups[0]["lr"], total_steps=50, pct_start=0.2, cycle_momentum=False
+    )
 
 
 def cyclic(optimizer):

@@ -323,6 +323,16 @@ def test_the_cuda_kernel_measures_in_float32_whatever_the_default_dtype(load_ker
         assert self_check.why_wrong(cuda.step, CPU, (F32, F32, None)) is None
 
 
+def test_the_cuda_kernel_is_tried_in_float32_whatever_the_default_dtype(load_kernel, monkeypatch):
+    load_kernel(interpret=False)
+    tried = []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(cuda, "step", lambda tensors, hyper: tried.append(tensors.dtypes))
+    with default_dtype(torch.float64):
+        assert cuda._find_reason(CPU) is None
+    assert tried == [(F32, F32, None)]
+
+
 def test_a_new_process_proves_its_kernel_without_changing_the_random_state():
     code = (
         "import torch; from hf_lpsgd import LPSGDM; p = torch.nn.Parameter(torch.ones(3)); p.grad = torch.ones(3); "

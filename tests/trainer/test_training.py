@@ -5,16 +5,18 @@ import json
 import logging
 import math
 import os
+import warnings
 
 import pytest
 import torch
 from accelerate import PartialState
 from accelerate.optimizer import AcceleratedOptimizer
 from reference import annealed_p, paper_p
+from trainer_model import TinyModel
 from transformers import DefaultFlowCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import SchedulerType
 
-from hf_lpsgd import LPSGD, LPSGDM, tie_p_schedule
+from hf_lpsgd import LPSGD, LPSGDM, notices, tie_p_schedule
 from hf_lpsgd.optim.kernels import cpu
 from hf_lpsgd.schedules import current_tie
 from hf_lpsgd.wrappers import unwrap_optimizer
@@ -51,6 +53,29 @@ def test_p_is_p_max_through_the_warm_up_falls_to_2_and_is_saved_with_the_state(n
         history = json.load(file)["log_history"]
     assert [entry["p"] for entry in history if "learning_rate" in entry] == ps
     assert all(("p" in entry) == ("learning_rate" in entry) for entry in history)
+
+
+@pytest.mark.parametrize(
+    ("lr", "optim_args", "times"), [(1e-5, None, 1), (1e-5, "rounding=stochastic", 0), (1e-2, None, 0)]
+)
+@pytest.mark.parametrize("warmup", [0, 6])
+def test_bfloat16_weights_that_hardly_change_at_the_learning_rate_are_told_once(
+    lr, optim_args, times, warmup, make_trainer
+):
+    notices.warn_once.cache_clear()
+    trainer = make_trainer(
+        learning_rate=lr,
+        optim_args=optim_args,
+        warmup_steps=warmup,
+        max_steps=12,
+        model=TinyModel().to(torch.bfloat16),
+    )
+    for loader in (trainer.train_dataset, trainer.eval_dataset):
+        loader.inputs = loader.inputs.to(torch.bfloat16)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.train()
+    assert sum(f"At a learning rate of {lr:g}, a step can change" in str(one.message) for one in caught) == times
 
 
 @pytest.mark.parametrize(("optim_args", "fused"), [("fused=true", True), ("fused=false", False), (None, True)])

@@ -52,16 +52,12 @@ def _library() -> ctypes.CDLL | str:
 
 
 def _is_cut_short(file: bytes) -> bool:
-    """Say whether an ELF file ends before its headers say, or ends in zeros: to load it would end the process."""
-    if file[:5] != b"\x7fELF\2":
+    """Say whether an ELF file lacks its last header, which ends it: to load what is not there ends the process."""
+    if file[:5] != b"\x7fELF\2" or len(file) < 64:
         return False  # whoever loads it says what is wrong
-    with suppress(struct.error):
-        segments, sections = struct.unpack_from("QQ", file, 32)
-        size, count, section_size, section_count = struct.unpack_from("HHHH", file, 54)
-        ends = [sum(struct.unpack_from("8xQ16xQ", file, segments + size * index)) for index in range(count)]
-        end = sections + section_size * section_count
-        return len(file) < max(end, 0, *ends) or (section_count > 0 and not any(file[end - section_size : end]))
-    return True
+    start, size, count = struct.unpack_from("40xQ10xHH", file)
+    last = file[start + size * (count - 1) :][:size]
+    return count > 0 and (len(last) < size or not any(last))
 
 
 def why_unavailable(device: torch.device) -> str | None:

@@ -159,12 +159,21 @@ def test_image_folders_can_be_streamed(run_example, tmp_path):
 
 BROKEN = {"bytes": b"no image at all", "path": None}
 CUT = "cut"
+REMEDY = "; --on_bad_image skip leaves such images out"
 
 BAD_DATA = {
-    "undecodable image, cached": ("cifar10", "train", "img", 20, BROKEN, [], ["row 20", "cannot be decoded"]),
-    "undecodable image among the first": ("cifar10", "train", "img", 3, BROKEN, [], ["row 3", "cannot be decoded"]),
+    "undecodable image, cached": ("cifar10", "train", "img", 20, BROKEN, [], ["row 20", "cannot be decoded", REMEDY]),
+    "undecodable image among the first": (
+        "cifar10",
+        "train",
+        "img",
+        3,
+        BROKEN,
+        [],
+        ["row 3", "cannot be decoded", REMEDY],
+    ),
     "image cut short": ("cifar10", "train", "img", 20, CUT, [], ["row 20", "cannot be decoded", "truncated"]),
-    "no image": ("cifar10", "train", "img", 20, None, [], ["row 20", "no image"]),
+    "no image": ("cifar10", "train", "img", 20, None, [], ["row 20", "no image", REMEDY]),
     "undecodable image, not cached": (
         "imagenet",
         "train",
@@ -181,7 +190,7 @@ BAD_DATA = {
         20,
         BROKEN,
         ["--augmentation", "resized_crop_flip", "--dataloader_num_workers", 1],
-        ["row 20", "cannot be decoded"],
+        ["row 20", "cannot be decoded", REMEDY],
     ),
     "undecodable image in a stream": ("imagenet", "train", "image", 20, BROKEN, STREAM, ["stream cannot be decoded"]),
     "undecodable image to evaluate on": (
