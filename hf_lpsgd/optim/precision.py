@@ -40,7 +40,8 @@ def check_precision(groups: Groups, before: float | None) -> float | None:
     The weights are judged once, as soon as the learning rate is not above that of the update `before`. Returns the
     learning rate of this update, or None when nothing is left to judge.
     """
-    if before is None or is_recorded():
+    is_captured = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    if before is None or is_captured or torch.compiler.is_compiling():
         return None
     if before == 0.0:
         check_momentum(groups)
@@ -68,8 +69,3 @@ def check_precision(groups: Groups, before: float | None) -> float | None:
             "rounding=stochastic, or float32 weights (and --bf16 for speed)."
         )
     return None
-
-
-def is_recorded() -> bool:
-    """Say whether the operations of a step are recorded now, to be repeated later."""
-    return torch.compiler.is_compiling() or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
