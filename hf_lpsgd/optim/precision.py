@@ -57,7 +57,7 @@ def check_precision(groups: Groups, before: float | None) -> float | None:
         for param in group["params"] if group["rounding"] == "nearest" else ():
             local = param.to_local() if hasattr(param, "to_local") else param
             has_values = type(local) in PLAIN_TENSOR_TYPES and not local.is_meta and local.numel() > 0
-            if local.dtype in ROUNDED and local.requires_grad and has_values:
+            if local.dtype in ROUNDED and param.requires_grad and has_values:
                 some = local.detach().flatten()[:: local.numel() // 4096 | 1]
                 share = ((some.float() + step).to(some.dtype) != some).double().mean()
                 elements, changed = elements + local.numel(), changed + local.numel() * float(share)

@@ -4,6 +4,8 @@ import warnings
 
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.optim.lr_scheduler import CyclicLR, LambdaLR, OneCycleLR
 
 from hf_lpsgd import LPSGD, LPSGDM, notices, step_in_backward
@@ -193,6 +195,17 @@ def test_a_resumed_run_is_judged_by_the_peak_that_lies_behind_it(said):
     said().clear()
     train(params, resumed, 5)
     assert not any("can change" in one for one in said())
+
+
+def test_shards_are_judged_by_what_this_process_holds(said):
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        params = [torch.nn.Parameter(distribute_tensor(param.detach(), mesh, [Shard(0)])) for param in weights()]
+        train(params, LPSGDM(params, lr=1e-5))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert len(said()) == 1
 
 
 def test_float32_weights_beside_those_in_16_bits_do_not_count(said):
