@@ -59,7 +59,7 @@ def check_precision(groups: Groups, before: float | None) -> float | None:
             has_values = type(local) in PLAIN_TENSOR_TYPES and not local.is_meta and local.numel() > 0
             if local.dtype in ROUNDED and param.requires_grad and has_values:
                 some = local.detach().flatten()[:: local.numel() // 4096 | 1]
-                share = ((some.float() + step).to(some.dtype) != some).double().mean()
+                share = ((some.float() + step).to(some.dtype) != some).float().mean()
                 elements, changed = elements + local.numel(), changed + local.numel() * float(share)
                 highest = max(highest, peak)
     if changed < 0.5 * elements:

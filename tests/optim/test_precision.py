@@ -93,9 +93,6 @@ def test_parameters_that_an_engine_replaces_are_judged_when_they_are_stepped(sai
     assert "momentum=0.999 is kept in bfloat16" in said()[0]
 
 
-LOST = "a step can change .*% of the elements of the bfloat16 or float16 weights"
-
-
 @pytest.mark.parametrize("cls", [LPSGD, LPSGDM])
 @pytest.mark.parametrize("grad_rms", [None, "auto", 1e-3])
 @pytest.mark.parametrize("layerwise", [False, True])
@@ -192,7 +189,6 @@ def test_a_resumed_run_is_judged_by_the_peak_that_lies_behind_it(said):
     state = optimizer.state_dict()
     resumed = LPSGDM(params, lr=1e-3)
     resumed.load_state_dict(state)
-    said().clear()
     train(params, resumed, 5)
     assert not any("can change" in one for one in said())
 
@@ -205,7 +201,7 @@ def test_shards_are_judged_by_what_this_process_holds(said):
         train(params, LPSGDM(params, lr=1e-5))
     finally:
         torch.distributed.destroy_process_group()
-    assert len(said()) == 1
+    assert sum("a step can change" in one for one in said()) == 1
 
 
 def test_float32_weights_beside_those_in_16_bits_do_not_count(said):
