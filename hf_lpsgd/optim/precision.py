@@ -40,8 +40,9 @@ def check_precision(groups: Groups, before: float | None) -> float | None:
     The weights are judged once, as soon as the learning rate is not above that of the update `before`. Returns the
     learning rate of this update, or None when nothing is left to judge.
     """
-    is_captured = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-    if before is None or is_captured or torch.compiler.is_compiling():
+    if before is None or torch.compiler.is_compiling():
+        return None
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():  # a capture cannot wait for results
         return None
     if before == 0.0:
         check_momentum(groups)
