@@ -42,7 +42,7 @@ def train(cell: dict[str, Any], device: str = "cpu", watch: Watch | None = None)
     warnings.filterwarnings("ignore", message="lr_scheduler.step")
     began = time.perf_counter()
     task = TASKS[cell["task"]]
-    if task.by_trainer:
+    if task.script:
         from .trainer_cell import train_by_trainer
 
         result = train_by_trainer(cell, task)
@@ -65,6 +65,8 @@ def accuracy_of(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
 
 def _train_by_loop(cell: dict[str, Any], device: str, watch: Watch | None) -> dict[str, Any]:
     task = TASKS[cell["task"]]
+    assert task.data is not None
+    assert task.model is not None
     data = task.data().with_test() if "split" in cell else task.data()
     torch.manual_seed(cell["seed"])
     options = dict(cell["options"])

@@ -3,6 +3,8 @@
 from statistics import mean, stdev
 from typing import Any
 
+from .tasks import TASKS
+
 __all__ = ["best_rate", "family_of", "spread", "title_of"]
 
 
@@ -19,9 +21,9 @@ def family_of(title: str) -> str:
     return ", ".join(part for part in title.replace(" p_max", ", p_max").split(", ") if not part.startswith("p_max"))
 
 
-def best_rate(of_rates: dict[float, list[float]]) -> float:
-    """The rate of the highest mean accuracy over the seeds."""
-    return max(of_rates, key=lambda rate: mean(of_rates[rate]))
+def best_rate(task: str, of_rates: dict[float, list[float]]) -> float:
+    """The rate of the best mean over the seeds, by the metric of the task."""
+    return TASKS[task].best({rate: mean(values) for rate, values in of_rates.items()})
 
 
 def spread(values: list[float]) -> str:
