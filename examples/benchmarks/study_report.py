@@ -2,9 +2,10 @@
 
     python examples/benchmarks/study_report.py examples/benchmarks/results/grad_rms
 
-Writes results.md beside cells.jsonl, and one figure for each question: rates.png, the metric over the learning rate, or
-p_max.png where p_max was varied; of a study with a test also curves.png, the metric over the training. Several folders
-are reported as one study. Where a note.md lies there, as for cells of another version of hf_lpsgd, its text comes first.
+Writes results.md beside cells.jsonl, and one figure for each question: rates.png, the metric over the learning rate,
+or p_max.png where p_max was varied; of a study with a test also curves.png, the metric over the training. Several
+folders are reported as one study. Where a note.md lies there, as for cells of another version of hf_lpsgd, its text
+comes first.
 """
 
 import argparse
@@ -140,10 +141,11 @@ def best_of_each(found: Values) -> list[str]:
 
 def report_of_choice(cells: list[dict[str, Any]], folder: Path) -> list[str]:
     """The tables of a study without a test; draws its figure."""
-    cells = of_whole_seeds(cells)
+    cells = of_whole_seeds([cell for cell in cells if cell.get("split") != "test"])
     found = gather(cells)
     lines = ["## Each optimizer at its best rate", "", *best_of_each(found)]
-    families = Counter(family_of(title) for title in {cell["title"] for cell in cells} if "p_max" in title)
+    titles = {cell["title"] for cell in cells if cell["title"] == title_of(cell)}
+    families = Counter(family_of(title) for title in titles if "p_max" in title)
     if families:
         lines += [
             "",
@@ -201,8 +203,7 @@ def main() -> None:
     for cell in cells:
         cell["title"] = names.get(title_of(cell), title_of(cell))
     folder = args.folders[0]
-    is_tested = any(cell.get("split") == "test" for cell in cells)
-    tables = report_of_test(cells, study, folder) if is_tested else report_of_choice(cells, folder)
+    tables = report_of_test(cells, study, folder) if "test" in study else report_of_choice(cells, folder)
     note = args.folders[0] / "note.md"
     lines = [
         "# Results",

@@ -4,8 +4,8 @@
         --learning_rate 1e-3 --max_steps 2000 --output_dir runs/character_model
 
 It takes the flags of TrainingArguments and knows nothing of this package's optimizers. The study calls `main`.
-The model is transformers' GPT-2 with nanoGPT's sizes, initial weights and GELU. Its biases stay at zero, as nanoGPT has
-none. A batch is made of random places in the text. The loss is the mean over all 64 characters of each.
+The model is transformers' GPT-2 with nanoGPT's sizes, initial weights and GELU. Its biases stay at zero, as nanoGPT
+has none. A batch is made of random places in the text. The loss is the mean over all 64 characters of each.
 """
 
 from dataclasses import dataclass, field

@@ -15,8 +15,8 @@ __all__ = ["Data", "cifar_images", "cifar_patches", "digit_images", "digit_patch
 Examples = tuple[Tensor, Tensor]
 
 PLACES = {"cifar10": "uoft-cs/cifar10", "texts": "", "minilm": ""}
-"""Where the data lie that are no part of the project: `cifar10`, a dataset on the Hub or a folder of its parquet files;
-`texts`, a folder with tinyshakespeare.txt, sst2_train.tsv and sst2_dev.tsv; `minilm`, a pretrained model."""
+"""Where the data lie that are no part of the project: `cifar10`, a dataset on the Hub or a folder of its parquet
+files; `texts`, a folder with tinyshakespeare.txt, sst2_train.tsv and sst2_dev.tsv; `minilm`, a pretrained model."""
 
 
 @dataclass(frozen=True)

@@ -104,8 +104,8 @@ def _text_model() -> nn.Module:
 
 def _shakespeare(steps: int) -> Task:
     return Task(
-        f"next character of tinyshakespeare, nanoGPT's model for a CPU (0.8 million parameters), {steps:,} steps of 12 "
-        "pieces of 64 characters; the loss on the last tenth of the text",
+        f"next character of tinyshakespeare, nanoGPT's model for a CPU (0.8 million parameters), {steps:,} steps of "
+        "12 pieces of 64 characters; the loss on the last tenth of the text",
         None,
         None,
         epochs=1,
