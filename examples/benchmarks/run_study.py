@@ -19,6 +19,7 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def contenders_of(study: dict[str, Any], task: str) -> Iterator[tuple[dict[str, 
             yield contender, {**contender.get("options", {}), **dict(zip(varied, values, strict=True))}
 
 
-def cells_of(study: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def cells_of(study: dict[str, Any], finished: object = None) -> Iterator[dict[str, Any]]:
     """The cells of a study that choose: all tasks and optimizers with the first seed, then with the next."""
     split = {"split": "validation"} if "test" in study else {}
     for seed, task in itertools.product(study["seeds"], study["tasks"]):
@@ -87,13 +88,13 @@ def test_cells_of(study: dict[str, Any], chosen: list[dict[str, Any]]) -> Iterat
 def stages_of(study: dict[str, Any]) -> Iterator[tuple[str, CellsOf]]:
     """What to run one after the other: a title, and the cells, given the finished ones."""
     if "test" not in study:
-        yield "all cells", lambda finished: cells_of(study)
+        yield "all cells", partial(cells_of, study)
         return
     for seed, task, contender in itertools.product(study["test"]["seeds"], study["tasks"], study["contenders"]):
         one = {**study, "tasks": [task], "contenders": [contender], "test": {"seeds": [seed]}}
         title = f"{task}, {contender['optimizer']}"
-        yield f"{title}, choosing the rate", lambda finished, one=one: cells_of(one)
-        yield f"{title}, testing with seed {seed}", lambda finished, one=one: test_cells_of(one, finished)
+        yield f"{title}, choosing the rate", partial(cells_of, one)
+        yield f"{title}, testing with seed {seed}", partial(test_cells_of, one)
 
 
 def contender_key(cell: dict[str, Any]) -> str:
@@ -139,8 +140,9 @@ def _run(cell_and_device: tuple[dict[str, Any], str]) -> dict[str, Any]:
 
 def _run_all(cells: list[dict[str, Any]], path: Path, args: argparse.Namespace, title: str) -> None:
     for task in {cell["task"]: TASKS[cell["task"]] for cell in cells}.values():
-        for part in filter(None, (task.data, task.model)):  # before the workers are forked, which then share it
-            part()
+        if not task.script:  # before the workers are forked, which then share it
+            task.data()
+            task.model()
     method = "fork" if args.device == "cpu" else "spawn"  # a process that has used a GPU cannot be forked
     with (
         open(path, "a", encoding="utf-8") as file,

@@ -95,6 +95,8 @@ def draw_p_max(found: Values, path: Path) -> None:
 
     families = list(dict.fromkeys(family_of(title) for task in found.values() for title in task if "p_max" in title))
     columns = sorted(families)
+    if len(columns) > 6:
+        return  # a search, which no figure shows
     figure = Figure(figsize=(4.5 * len(columns), 2.6 * len(found)), dpi=80, layout="constrained")
     axes = figure.subplots(len(found), len(columns), squeeze=False, sharey="row")
     for row, (task, contenders) in zip(axes, found.items(), strict=True):

@@ -109,7 +109,7 @@ def main(arguments: list[str] | None = None, **trainer_options: Any) -> tuple[Tr
         **trainer_options,
     )
     trainer.train()
-    return trainer, trainer.evaluate(Pieces(characters, evaluated))  # type: ignore[arg-type]
+    return trainer, trainer.evaluate(Pieces(characters, evaluated))
 
 
 if __name__ == "__main__":

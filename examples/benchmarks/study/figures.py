@@ -15,8 +15,10 @@ COLUMNS = 3
 
 def draw_rates(found: dict[str, dict[str, dict[float, list[float]]]], path: Path) -> None:
     """The metric over the learning rate: a panel per task, a line per contender."""
-    figure, panels = _panels(len(found))
     titles = list(dict.fromkeys(title for contenders in found.values() for title in contenders))
+    if len(titles) > 20:
+        return  # a search, which no figure shows
+    figure, panels = _panels(len(found))
     for axis, (task, contenders) in zip(panels, found.items(), strict=True):
         for title, of_rates in contenders.items():
             rates = sorted(rate for rate in of_rates if math.isfinite(mean(of_rates[rate])))

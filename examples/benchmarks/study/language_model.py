@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None, **trainer_options: Any) -> tuple[Tr
         **trainer_options,
     )
     trainer.train()
-    return trainer, trainer.evaluate(Pieces(*evaluated))  # type: ignore[arg-type]
+    return trainer, trainer.evaluate(Pieces(*evaluated))
 
 
 if __name__ == "__main__":

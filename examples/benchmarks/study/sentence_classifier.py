@@ -11,6 +11,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import (
     AutoModelForSequenceClassification,
@@ -61,7 +62,7 @@ class Sentences(torch.utils.data.Dataset[dict[str, Any]]):
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    return {"accuracy": float((prediction.predictions == prediction.label_ids).mean())}
+    return {"accuracy": float(np.mean(prediction.predictions == prediction.label_ids))}
 
 
 def main(arguments: list[str] | None = None, **trainer_options: Any) -> tuple[Trainer, dict[str, float]]:
@@ -94,7 +95,7 @@ def main(arguments: list[str] | None = None, **trainer_options: Any) -> tuple[Tr
         **trainer_options,
     )
     trainer.train()
-    return trainer, trainer.evaluate(Sentences(evaluated, tokenizer))  # type: ignore[arg-type]
+    return trainer, trainer.evaluate(Sentences(evaluated, tokenizer))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,10 @@ from .data import Data
 from .models import VGG, ResNet, Transformer
 
 __all__ = ["TASKS", "Task"]
+
+
+def _of_the_script() -> NoReturn:
+    raise TypeError("the task's script has its own data and model")
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,8 @@ class Task:
     """
 
     description: str
-    data: Callable[[], Data] | None
-    model: Callable[[], nn.Module] | None
+    data: Callable[[], Data]
+    model: Callable[[], nn.Module]
     epochs: int
     batch_size: int = 64
     script: str | None = None
@@ -106,8 +110,8 @@ def _shakespeare(steps: int) -> Task:
     return Task(
         f"next character of tinyshakespeare, nanoGPT's model for a CPU (0.8 million parameters), {steps:,} steps of "
         "12 pieces of 64 characters; the loss on the last tenth of the text",
-        None,
-        None,
+        _of_the_script,
+        _of_the_script,
         epochs=1,
         batch_size=12,
         script="character_model",
@@ -122,8 +126,8 @@ def _sst2(examples: int, epochs: int) -> Task:
     return Task(
         f"SST-2, a pretrained MiniLM (22.7 million parameters), {examples:,} examples, {epochs} "
         f"{'epoch' if epochs == 1 else 'epochs'} of batches of 32; the accuracy on the 872 development examples",
-        None,
-        None,
+        _of_the_script,
+        _of_the_script,
         epochs=epochs,
         batch_size=32,
         script="sentence_classifier",

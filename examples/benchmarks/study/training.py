@@ -65,8 +65,6 @@ def accuracy_of(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
 
 def _train_by_loop(cell: dict[str, Any], device: str, watch: Watch | None) -> dict[str, Any]:
     task = TASKS[cell["task"]]
-    assert task.data is not None
-    assert task.model is not None
     data = task.data().with_test() if "split" in cell else task.data()
     torch.manual_seed(cell["seed"])
     options = dict(cell["options"])
