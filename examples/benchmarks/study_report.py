@@ -56,13 +56,18 @@ def common_rate(task: str, family: list[dict[float, list[float]]]) -> tuple[floa
 
 
 def table_of(task: str, contenders: dict[str, dict[float, list[float]]]) -> list[str]:
+    """Each contender over the rates. Its mean over AdamW's rates tells how it does for a user who does not tune."""
     rates = sorted({rate for of_rates in contenders.values() for rate in of_rates})
-    lines = [f"| optimizer | best rate | {TASKS[task].metric} there | " + " | ".join(f"{r:g}" for r in rates) + " |"]
-    lines.append("| --- |" + " ---: |" * (len(rates) + 2))
+    of_adamw = set(contenders.get("AdamW", ()))
+    heads = ["optimizer", "best rate", f"{TASKS[task].metric} there", "mean over AdamW's rates"]
+    lines = ["| " + " | ".join([*heads, *(f"{rate:g}" for rate in rates)]) + " |"]
+    lines.append("| --- |" + " ---: |" * (len(rates) + 3))
     for title, of_rates in contenders.items():
         best = best_rate(task, of_rates)
         cells = [f"{mean(of_rates[rate]):.3f}" if rate in of_rates else "" for rate in rates]
-        lines.append(f"| {title} | {best:g} | {spread(of_rates[best])} | " + " | ".join(cells) + " |")
+        has_all = of_adamw and of_adamw <= of_rates.keys()
+        over = f"{mean(mean(of_rates[rate]) for rate in of_adamw):.3f}" if has_all else ""
+        lines.append(f"| {title} | {best:g} | {spread(of_rates[best])} | {over} | " + " | ".join(cells) + " |")
     return lines
 
 
