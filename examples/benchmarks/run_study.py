@@ -176,6 +176,7 @@ def main() -> None:
     parser.add_argument(
         "--rates", type=int, metavar="N", help="try the first N rates of each optimizer only; run again for the others"
     )
+    parser.add_argument("--no_test", action="store_true", help="only choose the rates; run again for the tests")
     parser.add_argument("--output_dir", type=Path, help="default: results/NAME beside this script")
     args = parser.parse_args()
     study = yaml.safe_load(args.study.read_text(encoding="utf-8"))
@@ -197,7 +198,8 @@ def main() -> None:
     packages = ("numpy", "lion-pytorch", "scikit-learn", "datasets", "transformers", "accelerate")
     facts = provenance(Path(__file__).name, packages, torch.device(args.device))
     ran = 0
-    for title, cells_in in stages_of(study):
+    stages = [("choosing the rates", partial(cells_of, study))] if args.no_test else stages_of(study)
+    for title, cells_in in stages:
         finished = read_cells(path)
         done = {key_of(cell) for cell in finished}
         cells = [cell for cell in cells_in(finished) if key_of(cell) not in done]
