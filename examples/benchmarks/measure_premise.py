@@ -20,7 +20,7 @@ import torch
 from output_folder import make_folder
 from premise.geometry import ORDERS, noise_to_signal, probe, promised_decrease, spread
 from provenance import provenance
-from study.data import use_cifar10
+from study.data import use_data
 from study.tasks import TASKS
 from study.training import train
 from torch import nn
@@ -156,11 +156,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, help="processes of one thread; default: one per core")
     parser.add_argument("--cifar10", default="uoft-cs/cifar10", help="CIFAR-10: on the Hub, or a folder of its files")
     args = parser.parse_args()
-    unknown = [task for task in args.tasks if task not in TASKS or TASKS[task].by_trainer]
+    unknown = [task for task in args.tasks if task not in TASKS or TASKS[task].script]
     if unknown:
         parser.error(f"unknown task {unknown[0]!r}; the tasks are {', '.join(TASKS)}")
     make_folder(parser, "--output_dir", args.output_dir)
-    use_cifar10(args.cifar10)
+    use_data(cifar10=args.cifar10)
     torch.set_num_threads(1)
     facts = provenance(Path(__file__).name, ("numpy", "scikit-learn", "datasets"))
     runs = [

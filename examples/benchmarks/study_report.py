@@ -1,9 +1,11 @@
-"""Make the tables and the figure of a study from its cells.
+"""Make the tables and the figures of a study from its cells.
 
     python examples/benchmarks/study_report.py examples/benchmarks/results/grad_rms
 
-Writes results.md and results.png beside cells.jsonl. Several folders are reported as one study. Where a note.md lies
-there, as for cells of another version of hf_lpsgd, its text comes first.
+Writes results.md beside cells.jsonl, and one figure for each question: rates.png, the metric over the learning rate,
+or p_max.png where p_max was varied; of a study with a test also curves.png, the metric over the training. Several
+folders are reported as one study. Where a note.md lies there, as for cells of another version of hf_lpsgd, its text
+comes first.
 """
 
 import argparse
@@ -14,18 +16,19 @@ from statistics import mean
 from typing import Any
 
 from run_study import contenders_of, read_cells, read_entries
+from study.figures import draw_curves, draw_rates
 from study.tasks import TASKS
-from study.tested import Tested, draw_tested, tables_of_tested
-from study.words import best_rate, family_of, spread, title_of
+from study.tested import Tested, tables_of_tested
+from study.words import best_rate, family_of, known_as, spread, title_of
 
-# Accuracies over seeds, by task, contender and rate.
-Accuracies = dict[str, dict[str, dict[float, list[float]]]]
+# The metric of a task over seeds, by task, contender and rate.
+Values = dict[str, dict[str, dict[float, list[float]]]]
 
 
-def gather(cells: Iterable[dict[str, Any]]) -> Accuracies:
-    found: Accuracies = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+def gather(cells: Iterable[dict[str, Any]]) -> Values:
+    found: Values = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for cell in cells:
-        found[cell["task"]][title_of(cell)][cell["rate"]].append(cell["accuracy"])
+        found[cell["task"]][cell["title"]][cell["rate"]].append(TASKS[cell["task"]].value(cell))
     return found
 
 
@@ -36,7 +39,7 @@ def of_whole_seeds(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [cell for cell in cells if number[cell["task"], cell["seed"]] == most[cell["task"]]]
 
 
-def common_rate(family: list[dict[float, list[float]]]) -> tuple[float, float] | None:
+def common_rate(task: str, family: list[dict[float, list[float]]]) -> tuple[float, float] | None:
     """The one rate at which the member that loses most to its own best rate loses least, and that loss.
 
     None where no rate was tried with all members.
@@ -45,24 +48,30 @@ def common_rate(family: list[dict[float, list[float]]]) -> tuple[float, float] |
     if not rates:
         return None
     losses = {
-        rate: max(mean(member[best_rate(member)]) - mean(member[rate]) for member in family) for rate in sorted(rates)
+        rate: max(abs(mean(member[best_rate(task, member)]) - mean(member[rate])) for member in family)
+        for rate in sorted(rates)
     }
     best = min(losses, key=lambda rate: losses[rate])
     return best, losses[best]
 
 
-def table_of(task: dict[str, dict[float, list[float]]]) -> list[str]:
-    rates = sorted({rate for of_rates in task.values() for rate in of_rates})
-    lines = ["| optimizer | best rate | accuracy there | " + " | ".join(f"{rate:g}" for rate in rates) + " |"]
-    lines.append("| --- |" + " ---: |" * (len(rates) + 2))
-    for title, of_rates in task.items():
-        best = best_rate(of_rates)
+def table_of(task: str, contenders: dict[str, dict[float, list[float]]]) -> list[str]:
+    """Each contender over the rates. Its mean over AdamW's rates tells how it does for a user who does not tune."""
+    rates = sorted({rate for of_rates in contenders.values() for rate in of_rates})
+    of_adamw = set(contenders.get("AdamW", ()))
+    heads = ["optimizer", "best rate", f"{TASKS[task].metric} there", "mean over AdamW's rates"]
+    lines = ["| " + " | ".join([*heads, *(f"{rate:g}" for rate in rates)]) + " |"]
+    lines.append("| --- |" + " ---: |" * (len(rates) + 3))
+    for title, of_rates in contenders.items():
+        best = best_rate(task, of_rates)
         cells = [f"{mean(of_rates[rate]):.3f}" if rate in of_rates else "" for rate in rates]
-        lines.append(f"| {title} | {best:g} | {spread(of_rates[best])} | " + " | ".join(cells) + " |")
+        has_all = of_adamw and of_adamw <= of_rates.keys()
+        over = f"{mean(mean(of_rates[rate]) for rate in of_adamw):.3f}" if has_all else ""
+        lines.append(f"| {title} | {best:g} | {spread(of_rates[best])} | {over} | " + " | ".join(cells) + " |")
     return lines
 
 
-def carry_over(found: Accuracies) -> list[str]:
+def carry_over(found: Values) -> list[str]:
     """How much one rate for all p_max loses to the rate tuned for each."""
     families: dict[str, dict[str, list[dict[float, list[float]]]]] = defaultdict(lambda: defaultdict(list))
     for task, contenders in found.items():
@@ -77,7 +86,7 @@ def carry_over(found: Accuracies) -> list[str]:
             if task not in of_task:
                 cells.append("")
                 continue
-            found_rate = common_rate(of_task[task])
+            found_rate = common_rate(task, of_task[task])
             cells.append(
                 "no rate in common" if found_rate is None else f"{100 * found_rate[1]:.1f} at {found_rate[0]:g}"
             )
@@ -85,12 +94,12 @@ def carry_over(found: Accuracies) -> list[str]:
     return lines
 
 
-def draw(found: Accuracies, path: Path) -> None:
-    """Accuracy over the learning rate: a row per task, a column per way of LPSGDM, with a curve for each p_max."""
+def draw_p_max(found: Values, path: Path) -> None:
+    """The metric over the learning rate: a row per task, a column per way of LPSGDM, with a curve for each p_max."""
     from matplotlib.figure import Figure
 
     families = list(dict.fromkeys(family_of(title) for task in found.values() for title in task if "p_max" in title))
-    columns = sorted(families) or [""]
+    columns = sorted(families)
     if len(columns) > 6:
         return  # a search, which no figure shows
     figure = Figure(figsize=(4.5 * len(columns), 2.6 * len(found)), dpi=80, layout="constrained")
@@ -111,7 +120,7 @@ def draw(found: Accuracies, path: Path) -> None:
             axis.set_title(f"{task}: {way_of(family)}", fontsize=9)
             axis.tick_params(labelsize=7)
             axis.grid(alpha=0.3)
-        row[0].set_ylabel("accuracy", fontsize=8)
+        row[0].set_ylabel(TASKS[task].metric, fontsize=8)
     for axis in axes[-1]:
         axis.set_xlabel("learning rate", fontsize=8)
     axes[0][-1].legend(fontsize=7)
@@ -123,26 +132,28 @@ def way_of(family: str) -> str:
     return family.removeprefix("LPSGDM").removeprefix(", ") or "the paper's step"
 
 
-def best_of_each(found: Accuracies) -> list[str]:
+def best_of_each(found: Values) -> list[str]:
     """Each contender at its best rate on each task."""
     titles = list(dict.fromkeys(title for contenders in found.values() for title in contenders))
     lines = ["| optimizer | " + " | ".join(found) + " |", "| --- |" + " ---: |" * len(found)]
     for title in titles:
         entries = []
-        for contenders in found.values():
+        for task, contenders in found.items():
             of_rates = contenders.get(title, {})
-            rate = best_rate(of_rates) if of_rates else 0.0
+            rate = best_rate(task, of_rates) if of_rates else 0.0
             entries.append(f"{spread(of_rates[rate])} ({rate:g})" if of_rates else "")
         lines.append(f"| {title} | " + " | ".join(entries) + " |")
     return lines
 
 
-def report_of_choice(cells: list[dict[str, Any]], path: Path) -> list[str]:
+def report_of_choice(cells: list[dict[str, Any]], folder: Path) -> list[str]:
     """The tables of a study without a test; draws its figure."""
-    cells = of_whole_seeds(cells)
+    cells = of_whole_seeds([cell for cell in cells if cell.get("split") != "test"])
     found = gather(cells)
     lines = ["## Each optimizer at its best rate", "", *best_of_each(found)]
-    if any("p_max" in title for contenders in found.values() for title in contenders):
+    titles = {cell["title"] for cell in cells if cell["title"] == title_of(cell)}
+    families = Counter(family_of(title) for title in titles if "p_max" in title)
+    if families:
         lines += [
             "",
             "## One rate for every p_max",
@@ -154,22 +165,35 @@ def report_of_choice(cells: list[dict[str, Any]], path: Path) -> list[str]:
         ]
     for task, contenders in found.items():
         seeds = len({cell["seed"] for cell in cells if cell["task"] == task})
-        lines += ["", f"## {task}", "", f"{TASKS[task].description}. Seeds: {seeds}.", "", *table_of(contenders)]
-    draw(found, path)
+        lines += ["", f"## {task}", "", f"{TASKS[task].description}. Seeds: {seeds}.", "", *table_of(task, contenders)]
+    if families and max(families.values()) > 1:
+        draw_p_max(found, folder / "p_max.png")
+    else:
+        draw_rates(found, folder / "rates.png")
     return lines
 
 
-def report_of_test(cells: list[dict[str, Any]], study: dict[str, Any], path: Path) -> list[str]:
-    """The tables of a study with a test; draws its figure."""
-    first_rates = {
-        title_of({"optimizer": contender["optimizer"], "options": options}): float(contender["first_rate"])
+def report_of_test(cells: list[dict[str, Any]], study: dict[str, Any], folder: Path) -> list[str]:
+    """The tables of a study with a test; draws its figures."""
+    names = dict(known_as(study))
+    contenders = {
+        title_of({"optimizer": contender["optimizer"], "options": options}): contender
         for task in dict.fromkeys(cell["task"] for cell in cells)  # the last run may have been one of a few tasks
         for contender, options in contenders_of(study, task)
     }
-    tested = Tested([cell for cell in cells if title_of(cell) in first_rates], first_rates)
-    draw_tested(tested, path)
-    tasks = ["", "## The tasks", "", *(f"- {task}: {TASKS[task].description}." for task in tested.tasks)]
-    return tables_of_tested(tested) + tasks
+    first_rates = {
+        names.get(title, title): float(contender["first_rate"])
+        for title, contender in contenders.items()
+        if "first_rate" in contender
+    }
+    tested = Tested([cell for cell in cells if title_of(cell) in contenders], first_rates)
+    draw_rates(tested.validation, folder / "rates.png")
+    draw_curves(tested, folder / "curves.png")
+    lines = tables_of_tested(tested)
+    for task, of_contenders in tested.validation.items():
+        lines += ["", f"## {task}", "", f"{TASKS[task].description}. On the examples held out, over the rate:", ""]
+        lines += table_of(task, of_contenders)
+    return lines
 
 
 def main() -> None:
@@ -182,16 +206,18 @@ def main() -> None:
     order = list(TASKS)
     cells.sort(key=lambda cell: order.index(cell["task"]))
     run, study = read_origin(args.folders[0] / "cells.jsonl")
-    picture = args.folders[0] / "results.png"
-    is_tested = any(cell.get("split") == "test" for cell in cells)
-    tables = report_of_test(cells, study, picture) if is_tested else report_of_choice(cells, picture)
+    names = dict(known_as(study))
+    for cell in cells:
+        cell["title"] = names.get(title_of(cell), title_of(cell))
+    folder = args.folders[0]
+    tables = report_of_test(cells, study, folder) if "test" in study else report_of_choice(cells, folder)
     note = args.folders[0] / "note.md"
     lines = [
         "# Results",
         "",
         *([note.read_text(encoding="utf-8")] if note.exists() else []),
         f"Made by `python examples/benchmarks/study_report.py` from {len(cells)} runs of `{run.get('command')}`, at "
-        f"commit {run.get('commit')}, on {run.get('device')}. Accuracy: mean and standard deviation over the seeds.",
+        f"commit {run.get('commit')}, on {run.get('device')}. Mean and standard deviation over the seeds.",
         "",
         *tables,
     ]

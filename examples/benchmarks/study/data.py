@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Data", "cifar_images", "cifar_patches", "digit_images", "digit_patches", "text", "use_cifar10"]
+__all__ = ["Data", "cifar_images", "cifar_patches", "digit_images", "digit_patches", "text", "use_data"]
 
 Examples = tuple[Tensor, Tensor]
 
-_cifar10 = "uoft-cs/cifar10"
+PLACES = {"cifar10": "uoft-cs/cifar10", "texts": "", "minilm": ""}
+"""Where the data lie that are no part of the project: `cifar10`, a dataset on the Hub or a folder of its parquet
+files; `texts`, a folder with tinyshakespeare.txt, sst2_train.tsv and sst2_dev.tsv; `minilm`, a pretrained model."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,9 @@ def _on(device: str, dtype: torch.dtype, examples: Examples) -> Examples:
     return inputs.to(device, dtype if inputs.is_floating_point() else inputs.dtype), labels.to(device)
 
 
-def use_cifar10(name: str) -> None:
-    """Where CIFAR-10 is to be loaded from: a dataset on the Hub, or a folder of its parquet files."""
-    global _cifar10
-    _cifar10 = name
+def use_data(**places: str) -> None:
+    """Set the `PLACES` that are named."""
+    PLACES.update(places)
     cifar.cache_clear()
 
 
@@ -83,11 +84,11 @@ def cifar(split: str) -> Examples:
     """Images of a split of CIFAR-10, normalized, and their labels: the first 30,000 to train on, or all to test on."""
     from datasets import load_dataset
 
-    if Path(_cifar10).is_dir():
-        files = {split: str(Path(_cifar10) / f"{split}-*.parquet")}
+    if Path(PLACES["cifar10"]).is_dir():
+        files = {split: str(Path(PLACES["cifar10"]) / f"{split}-*.parquet")}
         dataset = load_dataset("parquet", data_files=files, split=split)
     else:
-        dataset = load_dataset(_cifar10, split=split)
+        dataset = load_dataset(PLACES["cifar10"], split=split)
     dataset = dataset.select(range(min(len(dataset), 30_000)))
     images = np.stack([np.asarray(image) for image in dataset["img"]])
     pixels = torch.tensor(images).permute(0, 3, 1, 2).float().div(255).sub(0.473).div(0.251)

@@ -6,6 +6,7 @@ It takes the flags of TrainingArguments and knows nothing of this package's opti
 """
 
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +38,25 @@ def accuracy(prediction: EvalPrediction) -> dict[str, float]:
     return {"accuracy": float((predicted[:, :-1] == labels[:, 1:]).mean())}
 
 
-def main(arguments: list[str] | None = None, **trainer_options: Any) -> Trainer:
-    """Train, and return the Trainer, whose evaluation is on the pieces held out.
+@dataclass
+class Arguments:
+    """What to evaluate on."""
+
+    split: str = field(default="validation", metadata={"help": "on the pieces of the validation, or of the test"})
+
+
+def main(arguments: list[str] | None = None, **trainer_options: Any) -> tuple[Trainer, dict[str, float]]:
+    """Train, and return the Trainer and the evaluation at the end. Those before are on the pieces held out.
 
     Args:
-        arguments: the flags of TrainingArguments; those of the command line by default.
+        arguments: the flags of TrainingArguments and of `Arguments`; those of the command line by default.
         trainer_options: more arguments of the Trainer.
     """
-    (args,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses(arguments)  # type: ignore[arg-type]
+    parser = HfArgumentParser((Arguments, TrainingArguments))  # type: ignore[arg-type]
+    of_script, args = parser.parse_args_into_dataclasses(arguments)
     data = text().with_test()
+    evaluated = data.test if of_script.split == "test" else data.held_out
+    assert evaluated is not None
     torch.manual_seed(args.seed)
     config = GPT2Config(
         vocab_size=text_vocabulary(),
@@ -70,8 +81,8 @@ def main(arguments: list[str] | None = None, **trainer_options: Any) -> Trainer:
         **trainer_options,
     )
     trainer.train()
-    return trainer
+    return trainer, trainer.evaluate(Pieces(*evaluated))
 
 
 if __name__ == "__main__":
-    main().evaluate()
+    print(main()[1])

@@ -1,8 +1,10 @@
 """The tasks of the study: data, model, number of epochs; each small enough for one core and some seconds."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +16,18 @@ from .models import VGG, ResNet, Transformer
 __all__ = ["TASKS", "Task"]
 
 
+def _of_the_script() -> NoReturn:
+    raise TypeError("the task's script has its own data and model")
+
+
 @dataclass(frozen=True)
 class Task:
     """A task: what it is in one line, its data, and a new model, made after the seed was set.
 
     Attributes:
-        by_trainer: trained by the Trainer script language_model.py, and not by the loop of training.py.
+        script: the Trainer script in this folder that trains it; None for the loop of training.py.
+        flags: more flags of the script, after those of every script; {NAME} is a place of `data.PLACES`.
+        metric: what a cell is judged by, the name of its entry; a loss is better if it is lower.
     """
 
     description: str
@@ -27,7 +35,22 @@ class Task:
     model: Callable[[], nn.Module]
     epochs: int
     batch_size: int = 64
-    by_trainer: bool = False
+    script: str | None = None
+    flags: str = ""
+    metric: str = "accuracy"
+
+    @property
+    def lower_is_better(self) -> bool:
+        return self.metric.endswith("loss")
+
+    def value(self, cell: dict[str, Any]) -> float:
+        """The metric of a cell; the worst where the training diverged."""
+        value = cell[self.metric]
+        return math.inf if value is None else value
+
+    def best(self, values: dict[Any, float]) -> Any:
+        """The key of the best value."""
+        return (min if self.lower_is_better else max)(values, key=lambda key: values[key])
 
 
 def _pretrain(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, rate: float) -> dict[str, Tensor]:
@@ -83,6 +106,38 @@ def _text_model() -> nn.Module:
     return Transformer(classes, data.TEXT_LENGTH, classes, is_text=True)
 
 
+def _shakespeare(steps: int) -> Task:
+    return Task(
+        f"next character of tinyshakespeare, nanoGPT's model for a CPU (0.8 million parameters), {steps:,} steps of "
+        "12 pieces of 64 characters; the loss on the last tenth of the text",
+        _of_the_script,
+        _of_the_script,
+        epochs=1,
+        batch_size=12,
+        script="character_model",
+        flags=f"--text_file {{texts}}/tinyshakespeare.txt --max_steps {steps} --warmup_steps 100 --weight_decay 0.1 "
+        '--lr_scheduler_type cosine_with_min_lr --lr_scheduler_kwargs {{"min_lr_rate":0.1}} --adam_beta2 0.99 '
+        "--logging_strategy steps --logging_steps 0.05 --eval_strategy steps --eval_steps 0.1",
+        metric="eval_loss",
+    )
+
+
+def _sst2(examples: int, epochs: int) -> Task:
+    return Task(
+        f"SST-2, a pretrained MiniLM (22.7 million parameters), {examples:,} examples, {epochs} "
+        f"{'epoch' if epochs == 1 else 'epochs'} of batches of 32; the accuracy on the 872 development examples",
+        _of_the_script,
+        _of_the_script,
+        epochs=epochs,
+        batch_size=32,
+        script="sentence_classifier",
+        flags="--model_name_or_path {minilm} --train_file {texts}/sst2_train.tsv --test_file {texts}/sst2_dev.tsv "
+        f"--max_train_samples {examples} --lr_scheduler_type linear --warmup_steps 0.06 --weight_decay 0.01 "
+        "--train_sampling_strategy group_by_length --per_device_eval_batch_size 32 "
+        "--logging_strategy steps --logging_steps 0.1 --eval_strategy steps --eval_steps 0.25",
+    )
+
+
 TASKS = {
     "digits_vit": Task(
         "digits, ViT, initial weights of standard deviation 0.02",
@@ -126,7 +181,11 @@ TASKS = {
         _text_model,
         6,
         batch_size=32,
-        by_trainer=True,
+        script="language_model",
     ),
+    "shakespeare": _shakespeare(2000),
+    "shakespeare_8000": _shakespeare(8000),
+    "sst2": _sst2(16000, 1),
+    "sst2_2000": _sst2(2000, 3),
 }
 """The tasks by name."""

@@ -42,7 +42,7 @@ def train(cell: dict[str, Any], device: str = "cpu", watch: Watch | None = None)
     warnings.filterwarnings("ignore", message="lr_scheduler.step")
     began = time.perf_counter()
     task = TASKS[cell["task"]]
-    if task.by_trainer:
+    if task.script:
         from .trainer_cell import train_by_trainer
 
         result = train_by_trainer(cell, task)

@@ -1,17 +1,28 @@
 """The study runner: which cells there are, that a cut-off run goes on, and what the report makes of them."""
 
+import importlib
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import run_study
 import study_report
 import torch
 import yaml
-from study import data, language_model, tasks
+from study import character_model, data, language_model, sentence_classifier, tasks, trainer_cell
 from study.contenders import make_optimizer
 from study.tested import Tested
 from study.training import train
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizerFast,
+    HfArgumentParser,
+    TrainingArguments,
+)
+
+from hf_lpsgd.trainer.optim_args import validate_optim_args
 
 STUDY = {
     "tasks": ["digits_vit"],
@@ -51,10 +62,17 @@ def test_the_cells_are_all_combinations_seed_by_seed():
 
 
 @pytest.mark.parametrize("study", sorted((run_study.HERE / "studies").glob("*.yaml")), ids=lambda study: study.stem)
-def test_the_studies_of_the_repository_name_tasks_and_optimizers_that_there_are(study):
+def test_the_studies_of_the_repository_name_tasks_and_optimizers_that_there_are(study, tmp_path):
     cells = list(run_study.cells_of(yaml.safe_load(study.read_text())))
     assert {cell["task"] for cell in cells} <= set(tasks.TASKS)
-    for cell in {json.dumps([cell["optimizer"], cell["options"]]): cell for cell in cells}.values():
+    for cell in {json.dumps([cell["task"], cell["optimizer"], cell["options"]]): cell for cell in cells}.values():
+        task = tasks.TASKS[cell["task"]]
+        if task.script:
+            script = importlib.import_module(f"study.{task.script}")
+            flags, _ = trainer_cell.flags_of(cell, task, str(tmp_path))
+            _, args = HfArgumentParser((script.Arguments, TrainingArguments)).parse_args_into_dataclasses(flags)
+            validate_optim_args(args)
+            continue
         of_the_loop = ("p_schedule", "p_granularity", "clip", "dtype")
         options = {name: value for name, value in cell["options"].items() if name not in of_the_loop}
         if cell["optimizer"] != "Lion":
@@ -82,7 +100,7 @@ def test_a_run_that_was_cut_off_goes_on_and_the_report_tells_the_rates(short, tm
     study_report.main()
     text = (out / "results.md").read_text()
     assert "| LPSGDM p_max=20, grad_rms=auto |" in text
-    assert (out / "results.png").stat().st_size > 1000
+    assert (out / "p_max.png").stat().st_size > 1000
     (out / "note.md").write_text("Made with a development version.\n")
     study_report.main()
     assert (out / "results.md").read_text() == text.replace("\n\n", "\n\nMade with a development version.\n\n", 1)
@@ -90,7 +108,7 @@ def test_a_run_that_was_cut_off_goes_on_and_the_report_tells_the_rates(short, tm
 
 def test_one_rate_for_all_is_the_one_at_which_the_worst_loses_least():
     family = [{1e-3: [0.9, 0.8], 1e-2: [0.8, 0.8]}, {1e-3: [0.5], 1e-2: [0.7]}]
-    assert study_report.common_rate(family) == (1e-2, pytest.approx(0.05))
+    assert study_report.common_rate("digits_vit", family) == (1e-2, pytest.approx(0.05))
 
 
 def test_a_seed_that_was_cut_off_is_not_counted():
@@ -128,7 +146,11 @@ TESTED = {
 def finished(task="digits_vit", **accuracies):
     rates = {"AdamW": [1e-4, 1e-2], "LPSGDM": [1e-5, 3e-3]}
     return [
-        {**cell, "accuracy": accuracies[cell["optimizer"]][rates[cell["optimizer"]].index(cell["rate"])]}
+        {
+            **cell,
+            "title": cell["optimizer"],
+            "accuracy": accuracies[cell["optimizer"]][rates[cell["optimizer"]].index(cell["rate"])],
+        }
         for cell in run_study.cells_of(TESTED)
     ]
 
@@ -163,15 +185,16 @@ def test_a_study_with_a_test_chooses_first_and_keeps_a_curve_of_each_test(short,
     text = (tmp_path / "results.md").read_text()
     assert "At the best learning rate" in text
     assert "The rates: AdamW: 0.001, LPSGDM: 0.003." in text
-    assert text.count("| LPSGDM |") == 4
-    assert (tmp_path / "results.png").stat().st_size > 1000
+    assert text.count("| LPSGDM |") == 5
+    for name in ("rates", "curves"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000
 
 
 def test_the_report_of_a_test_tells_what_was_chosen_and_what_came_of_it():
     def tested(optimizer, rate, accuracy, seed, reached):
         curve = [{"step": 5, "accuracy": reached, "lr": 1.0}, {"step": 10, "accuracy": 0.9, "lr": 0.0}]
         names = {"task": "digits_vit", "optimizer": optimizer, "options": {}, "rate": rate, "seed": seed}
-        return {**names, "split": "test", "accuracy": accuracy, "curve": curve}
+        return {**names, "title": optimizer, "split": "test", "accuracy": accuracy, "curve": curve}
 
     cells = finished(AdamW=[0.5, 0.7], LPSGDM=[0.8, 0.2]) + [
         tested("AdamW", 1e-2, 0.6, 0, 0.1),
@@ -182,9 +205,9 @@ def test_the_report_of_a_test_tells_what_was_chosen_and_what_came_of_it():
         tested("LPSGDM", 3e-3, 0.2, 0, 0.1),
     ]
     report = Tested(cells, {"AdamW": 1e-3, "LPSGDM": 3e-3})
-    assert report.accuracies("digits_vit", "AdamW", "best") == [0.6, 0.8]
-    assert report.accuracies("digits_vit", "AdamW", "first") == [0.3]
-    assert [report.accuracies("digits_vit", "LPSGDM", which) for which in ("best", "first", "AdamW")] == [
+    assert report.values("digits_vit", "AdamW", "best") == [0.6, 0.8]
+    assert report.values("digits_vit", "AdamW", "first") == [0.3]
+    assert [report.values("digits_vit", "LPSGDM", which) for which in ("best", "first", "AdamW")] == [
         [0.5],
         [0.2],
         [0.4],
@@ -247,3 +270,148 @@ def test_a_trainer_script_trains_with_the_optimizer_that_the_cell_names(optimize
     assert 0 < result["accuracy"] < 1
     assert [point["step"] for point in result["curve"]][-1] == 12
     assert ("p" in result["curve"][0]) == optimizer.startswith("LP")
+
+
+def test_an_optimizer_is_chosen_and_tested_before_the_next_and_all_with_one_seed_before_the_next():
+    done = []
+    for _, cells_in in run_study.stages_of(TESTED):
+        for cell in list(cells_in(done)):
+            if run_study.key_of(cell) not in map(run_study.key_of, done):
+                done.append({**cell, "accuracy": cell["rate"]})
+    found = [(cell["optimizer"], cell["split"], cell["seed"]) for cell in done]
+    assert list(dict.fromkeys(found)) == [
+        ("AdamW", "validation", 0),
+        ("AdamW", "test", 0),
+        ("LPSGDM", "validation", 0),
+        ("LPSGDM", "test", 0),
+        ("AdamW", "test", 1),
+        ("LPSGDM", "test", 1),
+    ]
+
+
+SCRIPTED = {
+    "tasks": ["shakespeare"],
+    "seeds": [0],
+    "test": {"seeds": [0]},
+    "contenders": [
+        {"optimizer": "AdamW", "rates": [1e-3, 1e-5]},
+        {
+            "optimizer": "LPSGD",
+            "title": "LPSGD, as small as can be",
+            "options": {
+                "grad_rms": "auto",
+                "layerwise": True,
+                "clip": 0,
+                "dtype": "bfloat16",
+                "rounding": "stochastic",
+            },
+            "rates": [1e-3],
+            "also_at_best_of": "AdamW",
+        },
+    ],
+}
+
+
+@pytest.fixture
+def few_steps(monkeypatch, tmp_path):
+    """The character model on a text of 4,000 characters, for four steps."""
+    (tmp_path / "tinyshakespeare.txt").write_text("to be or not to be. " * 200)
+    task = tasks.TASKS["shakespeare"]
+    short = " --max_steps 4 --warmup_steps 1 --per_device_train_batch_size 2 --logging_steps 1 --eval_steps 2"
+    monkeypatch.setitem(tasks.TASKS, "shakespeare", replace(task, flags=task.flags + short))
+    monkeypatch.setitem(data.PLACES, "texts", str(tmp_path))
+
+
+@pytest.mark.parametrize(("split", "end", "until"), [("validation", 3400, 3600), ("test", 3600, 4000)])
+def test_the_character_model_is_not_trained_on_the_text_that_it_is_evaluated_on(
+    split, end, until, few_steps, tmp_path
+):
+    cell = next(run_study.cells_of(SCRIPTED))
+    flags, _ = trainer_cell.flags_of({**cell, "split": split}, tasks.TASKS["shakespeare"], str(tmp_path / "out"))
+    trainer, final = character_model.main(flags)
+    assert trainer.train_dataset.starts.max() + character_model.CONTEXT < end
+    assert trainer.eval_dataset.starts[0] == end
+    assert trainer.eval_dataset.starts[-1] + character_model.CONTEXT < until
+    assert 0 < final["eval_loss"] < 10
+    assert not any(parameter.any() for name, parameter in trainer.model.named_parameters() if name.endswith(".bias"))
+
+
+def test_the_character_model_has_the_size_and_the_loss_of_an_untrained_model_of_nanogpt():
+    torch.manual_seed(0)
+    model = character_model.make_model(65)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert sum(parameter.numel() for parameter in trained if parameter.dim() > 1) == 802_944
+    assert model.lm_head.weight is model.transformer.wte.weight
+    assert model.transformer.h[0].mlp.c_fc.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert model.transformer.h[0].mlp.c_proj.weight.std().item() == pytest.approx(0.02 / 8**0.5, rel=0.05)
+    tokens = torch.randint(65, (4, 65))
+    loss = character_model.loss_of(model(input_ids=tokens[:, :-1]), tokens[:, 1:])
+    assert loss.item() == pytest.approx(4.17, abs=0.1)
+
+
+def test_a_study_of_a_loss_chooses_the_lowest_and_reports_what_its_contenders_are_called(
+    few_steps, tmp_path, monkeypatch
+):
+    file = tmp_path / "scripted.yaml"
+    file.write_text(yaml.safe_dump(SCRIPTED))
+    out = tmp_path / "out"
+    flags = ["run_study.py", str(file), "--output_dir", str(out), "--workers", "1", "--texts", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [*flags, "--rates", "1", "--no_test"])
+    run_study.main()
+    assert [cell["split"] for cell in run_study.read_cells(out / "cells.jsonl")] == ["validation"] * 2
+    monkeypatch.setattr(sys, "argv", flags)
+    run_study.main()
+    cells = run_study.read_cells(out / "cells.jsonl")
+    assert [cell["rate"] for cell in cells if cell["optimizer"] == "AdamW" and cell["split"] == "test"] == [1e-3]
+    lpsgd = [cell for cell in cells if cell["optimizer"] == "LPSGD"]
+    assert {cell["state_bytes"] for cell in lpsgd} == {0}
+    assert [[point["step"] for point in cell["curve"]] for cell in lpsgd] == [[2, 4]] * 2
+    monkeypatch.setattr(sys, "argv", ["study_report.py", str(out)])
+    study_report.main()
+    text = (out / "results.md").read_text()
+    assert "| LPSGD, as small as can be |" in text
+    assert "loss (lower is better) on the test data" in text
+    assert (out / "curves.png").stat().st_size > 1000
+
+
+def test_a_loss_that_is_no_number_is_the_worst():
+    def cell(rate, loss):
+        return {"task": "shakespeare", "optimizer": "SGD", "options": {}, "rate": rate, "seed": 0, "eval_loss": loss}
+
+    best = run_study.best_rates([cell(0.1, 2.0), cell(0.3, 1.9), cell(1.0, None)])
+    assert list(best.values()) == [0.3]
+
+
+def test_a_folder_that_is_missing_is_told_in_one_line(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "scripted.yaml"
+    file.write_text(yaml.safe_dump(SCRIPTED))
+    monkeypatch.setattr(sys, "argv", ["run_study.py", str(file), "--texts", str(tmp_path / "nowhere")])
+    with pytest.raises(SystemExit):
+        run_study.main()
+    assert "nowhere: no such folder; name the one with the texts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_pretrained_model_is_fine_tuned_and_evaluated_on_other_sentences(split, tmp_path, monkeypatch):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "model")
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    BertForSequenceClassification(BertConfig(vocab_size=len(words), **sizes)).save_pretrained(tmp_path / "model")
+    lines = [f"{number % 2}\t{('bad', 'good')[number % 2]} film" + " film" * (number % 7) for number in range(60)]
+    (tmp_path / "sst2_train.tsv").write_text("\n".join(["label\tsentence", *lines]) + "\n")
+    (tmp_path / "sst2_dev.tsv").write_text("sentence\tlabel\n" + "good film\t1\nbad film\t0\n" * 4)
+    monkeypatch.setattr(sentence_classifier, "HELD_OUT", 10)
+    monkeypatch.setitem(data.PLACES, "texts", str(tmp_path))
+    monkeypatch.setitem(data.PLACES, "minilm", str(tmp_path / "model"))
+    task = tasks.TASKS["sst2"]
+    task = replace(task, batch_size=8, flags=task.flags + " --max_train_samples 40")
+    monkeypatch.setitem(tasks.TASKS, "sst2", task)
+    cell = {"task": "sst2", "optimizer": "Adafactor", "options": {}, "rate": 1e-2, "seed": 0, "split": split}
+    flags, _ = trainer_cell.flags_of(cell, task, str(tmp_path / "out"))
+    trainer, _ = sentence_classifier.main(flags)
+    assert [len(trainer.train_dataset), len(trainer.eval_dataset)] == [40, 10 if split == "validation" else 8]
+    result = train(cell)
+    assert 0 <= result["accuracy"] <= 1
+    assert result["eval_loss"] < 2
+    assert result["curve"][-1]["step"] == 5

@@ -1,0 +1,102 @@
+"""Fine-tune a pretrained model to tell the sentiment of a sentence: a plain Trainer script.
+
+    python -m hf_lpsgd examples/benchmarks/study/sentence_classifier.py --model_name_or_path MODEL \
+        --train_file sst2_train.tsv --test_file sst2_dev.tsv --optim lpsgdm --learning_rate 5e-5 --output_dir runs/sst2
+
+It takes the flags of TrainingArguments and knows nothing of this package's optimizers. The study calls `main`.
+A file has one example a line: a label and a text, with a tab between. Its first line names the two; one is `label`.
+"""
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    EvalPrediction,
+    HfArgumentParser,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+HELD_OUT = 2000
+WATCHED = 400  # of the examples to evaluate on, on which the curve has the accuracy
+
+
+@dataclass
+class Arguments:
+    """What to train on, and with which weights."""
+
+    model_name_or_path: str = field(metadata={"help": "a pretrained model with its tokenizer, on the Hub or a folder"})
+    train_file: str = field(metadata={"help": "the examples to train on, of which some are held out"})
+    test_file: str = field(metadata={"help": "the examples to test on"})
+    split: str = field(default="test", metadata={"help": "evaluate on the examples of the test, or of the validation"})
+    max_train_samples: int = field(default=16000, metadata={"help": "how many examples to train on"})
+    dtype: str = field(default="float32", metadata={"help": "of the weights, the activations and the gradients"})
+
+
+def read_examples(path: str) -> list[tuple[str, int]]:
+    with open(path, encoding="utf-8") as file:
+        names, *lines = [line.rstrip("\n").split("\t") for line in file]
+    label = names.index("label")
+    return [(line[1 - label], int(line[label])) for line in lines]
+
+
+class Sentences(torch.utils.data.Dataset[dict[str, Any]]):
+    """Texts as tokens, with their labels."""
+
+    def __init__(self, examples: list[tuple[str, int]], tokenizer: Any) -> None:
+        texts, self.labels = zip(*examples, strict=True)
+        self.tokens = tokenizer(list(texts), truncation=True, max_length=128)["input_ids"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"input_ids": self.tokens[index], "label": self.labels[index]}
+
+
+def accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    return {"accuracy": float(np.mean(prediction.predictions == prediction.label_ids))}
+
+
+def main(arguments: list[str] | None = None, **trainer_options: Any) -> tuple[Trainer, dict[str, float]]:
+    """Train, and return the Trainer and the evaluation at the end.
+
+    Args:
+        arguments: the flags of TrainingArguments and of `Arguments`; those of the command line by default.
+        trainer_options: more arguments of the Trainer.
+    """
+    parser = HfArgumentParser((Arguments, TrainingArguments))  # type: ignore[arg-type]
+    of_script, args = parser.parse_args_into_dataclasses(arguments)
+    examples = read_examples(of_script.train_file)
+    random.Random(0).shuffle(examples)
+    held_out, train = examples[:HELD_OUT], examples[HELD_OUT:][: of_script.max_train_samples]
+    evaluated = held_out if of_script.split == "validation" else read_examples(of_script.test_file)
+    evaluated.sort(key=lambda example: len(example[0]))  # little padding in a batch
+    tokenizer = AutoTokenizer.from_pretrained(of_script.model_name_or_path)
+    set_seed(args.seed)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        of_script.model_name_or_path, num_labels=2, dtype=of_script.dtype
+    )
+    trainer = Trainer(
+        model,
+        args,
+        train_dataset=Sentences(train, tokenizer),
+        eval_dataset=Sentences(evaluated[:: max(1, len(evaluated) // WATCHED)], tokenizer),
+        data_collator=DataCollatorWithPadding(tokenizer),
+        compute_metrics=accuracy,
+        preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
+        **trainer_options,
+    )
+    trainer.train()
+    return trainer, trainer.evaluate(Sentences(evaluated, tokenizer))
+
+
+if __name__ == "__main__":
+    print(main()[1])
