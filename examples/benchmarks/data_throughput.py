@@ -32,7 +32,7 @@ sys.path.insert(0, str(HERE.parent / "image_classification"))
 
 from card.facts import RunFacts  # noqa: E402
 from images.inputs import ImageDataset  # noqa: E402
-from images.prepare import examine, for_model, load_images  # noqa: E402
+from images.prepare import for_model, load_images  # noqa: E402
 from models.loading import load_model  # noqa: E402
 from run.arguments import parse_arguments  # noqa: E402
 from run_image_classification import make_trainer  # noqa: E402
@@ -110,7 +110,6 @@ def measure(flags: list[str], steps: int, warmup: int) -> dict[str, Any]:
     arguments = parse_arguments(flags)
     training_args = arguments.training
     images = load_images(arguments.data, arguments.model.cache_dir, do_train=True, do_eval=False)
-    images = examine(images, arguments.data)
     torch.manual_seed(training_args.seed)
     model, processor = load_model(arguments.model, arguments.data, images)
     begin = time.perf_counter()

@@ -25,7 +25,7 @@ from card.writing import PLOT_NAME
 from errors.fail import fail
 from images.decoding import BadData
 from images.labels import composed
-from images.prepare import Images, choose_augmentation, chosen_lines, examine, for_model, load_images
+from images.prepare import Images, choose_augmentation, chosen_lines, for_model, leave_out_bad, load_images
 from models.loading import load_exactly, load_model
 from run.arguments import Arguments, check_arguments, parse_arguments
 from run.hub import CardTrainer, check_push, keep_token_out_of_files
@@ -124,7 +124,7 @@ def run(arguments: Arguments) -> None:
             for path in old:
                 delete(path)
         images = load_images(data_args, arguments.model.cache_dir, do_train, do_eval)
-    images = examine(images, data_args)
+    images = leave_out_bad(images, data_args)
     if checkpoint is not None:
         model, processor = load_exactly(checkpoint), AutoImageProcessor.from_pretrained(checkpoint)
         if [composed(name) for name in model.config.id2label.values()] != images.classes:

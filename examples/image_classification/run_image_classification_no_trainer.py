@@ -25,7 +25,7 @@ from errors.nearest import did_you_mean
 from images.arguments import DataArguments
 from images.decoding import BadData
 from images.inputs import ImageDataset
-from images.prepare import choose_augmentation, chosen_lines, examine, for_model, load_images
+from images.prepare import choose_augmentation, chosen_lines, for_model, leave_out_bad, load_images
 from models.arguments import ModelArguments
 from models.loading import load_model
 from run.arguments import parse
@@ -216,7 +216,7 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: LoopArgumen
     settle(data_args, quiet=not processes.is_local_main_process)
     with processes.main_process_first():
         images = load_images(data_args, model_args.cache_dir, do_train=True, do_eval=True)
-    images = examine(images, data_args)
+    images = leave_out_bad(images, data_args)
     set_seed(args.seed)
     model, processor = load_model(model_args, data_args, images)
     augmentation = choose_augmentation(data_args, processor, images)

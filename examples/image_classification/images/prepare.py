@@ -1,5 +1,6 @@
 """What both scripts do with the images: load them, leave out bad ones, and turn them into the input of a model."""
 
+import os
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,7 +9,7 @@ from datasets import IterableDataset as Stream
 from errors.fail import fail
 
 from .arguments import SMALL_SIDE, DataArguments
-from .decoding import without_bad_images
+from .decoding import BadData, without_bad_images
 from .inputs import ImageDataset, StreamedImages, prepare_images
 from .labels import check_labels, composed, warn_of_like_names, with_class_labels
 from .sample import UNSEEN, Sample, look_at
@@ -33,8 +34,7 @@ class Images:
         evaluation: the images to evaluate on, likewise.
         columns: names of the column of images and of the column of labels.
         classes: names of the classes.
-        sample: what the images to train on are like, or those to evaluate on where there are none to train on; empty
-            until they are examined.
+        sample: what the images to train on are like, or those to evaluate on where there are none to train on.
         left_out: how many images to train and to evaluate on cannot be decoded and are left out; None: not examined.
     """
 
@@ -76,19 +76,22 @@ def load_images(data_args: DataArguments, cache_dir: str | None, do_train: bool,
     if len(classes) < 2:
         fail(f"the label column {columns[1]!r} has one class only ({', '.join(classes)}): there must be two or more")
     warn_of_like_names(classes)
-    return Images(evaluation_split(splits, data_args), train, evaluation, columns, classes)
+    images = Images(evaluation_split(splits, data_args), train, evaluation, columns, classes)
+    return images if data_args.on_bad_image == "skip" else with_sample(images)
 
 
-def examine(images: Images, data_args: DataArguments) -> Images:
-    """`images` with a sample, and without bad ones if --on_bad_image says so. All processes call this together."""
-    if data_args.on_bad_image == "skip":
-        images = without_bad(images)
-    # Of both, so that a bad image to evaluate on is reported before training.
-    both = [look_at(data, images.columns[0]) for data in (images.train, images.evaluation) if data is not None]
+def with_sample(images: Images) -> Images:
+    try:  # both, so that a bad image to evaluate on is reported before training
+        both = [look_at(data, images.columns[0]) for data in (images.train, images.evaluation) if data is not None]
+    except BadData as error:  # all processes look at the same images
+        fail(error.line, anywhere=os.environ.get("LOCAL_RANK", "0") == "0")
     return replace(images, sample=both[0])
 
 
-def without_bad(images: Images) -> Images:
+def leave_out_bad(images: Images, data_args: DataArguments) -> Images:
+    """`images` as --on_bad_image says. All processes must call this together."""
+    if data_args.on_bad_image != "skip":
+        return images
     kept, left_out = [], []
     for data, purpose in ((images.train, "train"), (images.evaluation, "evaluate")):
         good, bad = data, 0
@@ -96,7 +99,7 @@ def without_bad(images: Images) -> Images:
             good, bad = without_bad_images(data, images.columns[0], purpose)
         kept.append(good)
         left_out.append(bad)
-    return replace(images, train=kept[0], evaluation=kept[1], left_out=(left_out[0], left_out[1]))
+    return with_sample(replace(images, train=kept[0], evaluation=kept[1], left_out=(left_out[0], left_out[1])))
 
 
 def choose_augmentation(data_args: DataArguments, processor: Any, images: Images) -> str:

@@ -92,7 +92,7 @@ def hold_out(rows: datasets.Dataset, share: float, label: str) -> tuple[datasets
     first, second = np.concatenate([first, np.flatnonzero(is_single), back]), second[~np.isin(second, back)]
     without = [rows.features[label].names[number] for number in np.setdiff1d(classes, labels[second])]
     if without:
-        warn(f"too few images to hold any out, so these classes are trained on and not evaluated: {some(without)}")
+        warn(f"no image is held out of these classes, so they are trained on and not evaluated: {some(without)}")
     return rows.select(first.astype(int)), rows.select(second)
 
 

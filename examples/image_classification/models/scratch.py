@@ -82,9 +82,7 @@ def from_scratch(
         fail(f"no image classifier of --model_type {kind!r} with {given}: {' '.join(str(error).split())}")
     # The class that needs no torchvision; before transformers had two backends, the plain name was that class.
     processor_class = getattr(transformers, "BitImageProcessorPil", None) or transformers.BitImageProcessor
-    channels, patch = config.num_channels, getattr(config, "patch_size", None)
-    if isinstance(patch, int) and size % patch:
-        warn(f"no whole number of patches of {patch} makes {size} pixels: the last {size % patch} are not seen")
+    channels = config.num_channels
     std = 1.5 if sample.are_grey and channels == 3 else 0.5  # each of three like channels gives a third of one
     processor = processor_class(
         size={"shortest_edge": size if size < 128 else round(size / 0.875)},
@@ -100,6 +98,9 @@ def from_scratch(
     problem = why_not_trained_on(2, model, processor)
     if problem is not None:
         fail(f"--model_type {kind!r} with {given} cannot be trained on images of {size} x {size} pixels: {problem}")
+    patch = getattr(config, "patch_size", None)
+    if isinstance(patch, int) and size % patch:
+        warn(f"no whole number of patches of {patch} makes {size} pixels: the last {size % patch} are not seen")
     return model, processor
 
 

@@ -8,6 +8,7 @@ from errors.fail import fail, warn
 from models.trial import why_not_trained_on
 from torch.utils.data import DataLoader
 from transformers import Trainer
+from transformers.trainer_utils import has_length
 
 
 def is_left_out(model: Any, processor: Any, images: int | None, batch: int, processes: int, option: str) -> bool:
@@ -52,7 +53,10 @@ class LastBatchTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         with self.dropping(self.args.dataloader_drop_last or self.leaves_out_last):
-            return super().get_train_dataloader()
+            loader = super().get_train_dataloader()
+        if has_length(loader) and len(loader) == 0:
+            fail("--dataloader_drop_last leaves no batch to train on: there are fewer images than a batch takes")
+        return loader
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         with self.dropping(False):

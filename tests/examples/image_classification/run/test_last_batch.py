@@ -52,3 +52,8 @@ def test_a_model_that_can_be_trained_on_one_image_is_and_evaluations_are_whole(r
     accuracy = json.loads((dropped.folder / "all_results.json").read_text())["eval_accuracy"]
     assert 17 * accuracy == pytest.approx(round(17 * accuracy))
     assert 16 * accuracy != pytest.approx(round(16 * accuracy))
+
+
+def test_training_without_a_batch_is_refused(run_example, seventeen):
+    answer = run_example(*TRAIN, 32, "--train_dir", seventeen, "--dataloader_drop_last").answer
+    assert "--dataloader_drop_last leaves no batch to train on" in answer
