@@ -48,9 +48,8 @@ def test_each_image_keeps_its_class(example):
 
     values = [30, 4, 500, 4]
     for feature, labels in (("int64", values), ("string", [str(value) for value in values])):
-        rows = datasets.Dataset.from_dict(
-            {"label": labels}, features=datasets.Features({"label": datasets.Value(feature)})
-        )
+        features = datasets.Features({"row": datasets.Value("int64"), "label": datasets.Value(feature)})
+        rows = datasets.Dataset.from_dict({"row": range(4), "label": labels}, features=features)
         made = with_class_labels(datasets.DatasetDict(train=rows), "label")["train"]
         assert made.features["label"].int2str(made["label"][:]) == [str(value) for value in values]
 

@@ -18,7 +18,7 @@ def seventeen(tmp_path_factory):
     for name, count in (("a", 9), ("b", 8)):
         (root / name).mkdir()
         for number in range(count):
-            Image.new("RGB", (16, 16), (number, 80 * count, 0)).save(root / name / f"{number}.png")
+            Image.new("RGB", (16, 16), (number, 20 * count, 0)).save(root / name / f"{number}.png")
     return root
 
 
