@@ -164,6 +164,8 @@ def trainer_p(tmp_path_factory):
     from accelerate.state import AcceleratorState, GradientState
     from transformers import Trainer, TrainingArguments
 
+    import hf_lpsgd  # noqa: F401  # makes `optim="lpsgdm"` known
+
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
 
