@@ -215,7 +215,12 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: LoopArgumen
     processes = PartialState(cpu=args.cpu)
     settle(data_args, quiet=not processes.is_local_main_process)
     with processes.main_process_first():
-        images = load_images(data_args, model_args.cache_dir, do_train=True, do_eval=True)
+        try:
+            images = load_images(data_args, model_args.cache_dir, do_train=True, do_eval=True)
+        except BaseException:
+            if processes.is_main_process:
+                processes.wait_for_everyone()  # the others wait for this one, and end for the same reason
+            raise
     images = leave_out_bad(images, data_args)
     set_seed(args.seed)
     model, processor = load_model(model_args, data_args, images)

@@ -102,12 +102,13 @@ def requests_for(argvs, folder, odd_photos):
 def two(forks, tmp_path_factory, odd_photos):
     """The folder in which two processes made the runs of TWO, once it is sure that there were two."""
     folder = tmp_path_factory.mktemp("two")
-    ranks = forks.run_ranks(2, WORKER, SCRIPT, requests_for(TWO, folder, odd_photos), "results", cwd=folder)
+    runs = {"refused": ["--cpu", "--train_split_name", "nowhere"], **TWO}
+    ranks = forks.run_ranks(2, WORKER, SCRIPT, requests_for(runs, folder, odd_photos), "results", cwd=folder)
     for rank in range(2):
         assert ranks[rank].status == 0, ranks[rank].output
         for name, result in json.loads((folder / f"results-{rank}.json").read_text()).items():
-            assert result["status"] == 0, (name, result["output"])
-            assert (result["processes"], result["distributed_type"]) == (2, "MULTI_CPU")
+            assert result["status"] == (2 if name == "refused" else 0), (name, result["output"])
+            assert name == "refused" or (result["processes"], result["distributed_type"]) == (2, "MULTI_CPU")
     return folder
 
 
@@ -291,6 +292,13 @@ def test_the_saved_folder_works_in_a_pipeline(one):
 def test_a_trained_model_can_be_started_from(one):
     output = one[1]["from a model"]["output"]
     assert accuracy_of(output) == pytest.approx(accuracy_of(one[1]["trained"]["output"]), abs=0.01)
+
+
+def test_two_processes_answer_bad_input_in_one_line(two):
+    answers = [json.loads((two / f"results-{rank}.json").read_text())["refused"]["output"] for rank in range(2)]
+    (line,) = answers[0].splitlines()
+    assert "--train_split_name 'nowhere': the dataset has no such split" in line
+    assert answers[1] == ""
 
 
 @pytest.mark.parametrize("processes", [1, 2])
