@@ -13,7 +13,7 @@ from errors.fail import first_line
 from PIL import Image
 
 from .arguments import SMALL_SIDE
-from .decoding import BadData, cannot_decode, decode
+from .decoding import SKIP, BadData, cannot_decode, decode
 
 LOOKED_AT = 128
 PARTS = 16  # of a stream; each takes a file to open
@@ -76,7 +76,8 @@ def look_at(data: datasets.Dataset | datasets.IterableDataset, column: str) -> S
     encoded = data.cast_column(column, datasets.Image(decode=False)).select_columns(column)
     drawn = "images of a stream" if is_stream else f"of {len(encoded):,} images"
     cells = from_stream(encoded, column) if is_stream else from_table(encoded, column)
-    sample = Sample.of((decoded(where, cell) for where, cell in cells), drawn)
+    remedy = "" if is_stream else SKIP
+    sample = Sample.of((decoded(where, cell, remedy) for where, cell in cells), drawn)
     if not sample.sides:
         raise BadData("the dataset has no images")
     return sample
@@ -105,8 +106,8 @@ def from_stream(data: datasets.IterableDataset, column: str) -> Iterator[tuple[s
             return
 
 
-def decoded(where: str, cell: Any) -> Image.Image:
+def decoded(where: str, cell: Any, remedy: str) -> Image.Image:
     try:
         return decode(cell)
     except Exception as error:  # as many kinds as there are image formats
-        raise BadData(cannot_decode(where, cell, error)) from error
+        raise BadData(cannot_decode(where, cell, error, remedy)) from error
