@@ -24,18 +24,19 @@ from card.facts import RunFacts, license_of
 from card.writing import PLOT_NAME
 from errors.fail import fail
 from images.decoding import BadData
-from images.prepare import Images, augmentation_line, choose_augmentation, for_model, leave_out_bad, load_images
-from images.sources import evaluation_split
+from images.labels import composed
+from images.prepare import Images, choose_augmentation, chosen_lines, for_model, leave_out_bad, load_images
 from models.loading import load_exactly, load_model
 from run.arguments import Arguments, check_arguments, parse_arguments
 from run.hub import CardTrainer, check_push, keep_token_out_of_files
+from run.last_batch import LastBatchTrainer, is_left_out
 from run.resuming import ExactTrainer, checkpoints_in, find_checkpoint
 from run.settings import settle
 from transformers import AutoImageProcessor, TrainingArguments, set_seed
 
 
-class ImageTrainer(ExactTrainer, CardTrainer):
-    """A Trainer that resumes exactly, and writes and pushes a model card of its own."""
+class ImageTrainer(ExactTrainer, CardTrainer, LastBatchTrainer):
+    """A Trainer that resumes exactly, writes and pushes a model card of its own, and evaluates on every image."""
 
 
 def make_trainer(
@@ -63,7 +64,7 @@ def facts_for_card(arguments: Arguments, images: Images, augmentation: str) -> R
     given = name or data_args.train_dir or data_args.validation_dir or ""
     folder = None if hub_id or data_args.is_digits else os.path.basename(os.path.abspath(Path(given).expanduser()))
     held_out = f"{data_args.train_split_name}, {data_args.train_val_split:g} of it held out"
-    eval_split = evaluation_split(images.splits, data_args) or held_out
+    eval_split = images.evaluation_split or held_out
     return RunFacts(
         dataset="scikit-learn digits" if data_args.is_digits else hub_id or f"the local dataset {folder}",
         dataset_folder=folder,
@@ -126,7 +127,7 @@ def run(arguments: Arguments) -> None:
     images = leave_out_bad(images, data_args)
     if checkpoint is not None:
         model, processor = load_exactly(checkpoint), AutoImageProcessor.from_pretrained(checkpoint)
-        if model.config.id2label != images.labels["id2label"]:
+        if [composed(name) for name in model.config.id2label.values()] != images.classes:
             classes = ", ".join(images.classes)
             fail(f"the classes of {checkpoint!r} are not those of the dataset, which has: {classes}")
     else:
@@ -135,6 +136,13 @@ def run(arguments: Arguments) -> None:
     train, evaluation = for_model(images, model, processor, augmentation, training_args.seed, data_args)
     facts = facts_for_card(arguments, images, augmentation)
     trainer = make_trainer(model, processor, training_args, train, evaluation, facts)
+    if do_train:
+        batch, processes = training_args.train_batch_size, training_args.world_size
+        config: Any = training_args.accelerator_config
+        if config.split_batches:
+            batch //= processes
+        option = "--per_device_train_batch_size"
+        trainer.leaves_out_last = is_left_out(model, processor, facts.train_images, batch, processes, option)
     is_main = trainer.is_world_process_zero()
     if is_main:
         counts = [
@@ -147,7 +155,7 @@ def run(arguments: Arguments) -> None:
             size += " (for another: --model_type, --config_overrides)"
         print(f"{' and '.join(counts)} in {len(images.classes)} classes; {size}")
         if do_train:
-            print(augmentation_line(data_args, augmentation))
+            print(chosen_lines(images, processor, data_args, augmentation))
 
     if do_train:
         metrics = trainer.train_exactly(checkpoint)

@@ -25,9 +25,11 @@ from errors.nearest import did_you_mean
 from images.arguments import DataArguments
 from images.decoding import BadData
 from images.inputs import ImageDataset
-from images.prepare import augmentation_line, choose_augmentation, for_model, leave_out_bad, load_images
-from models.loading import ModelArguments, load_model
+from images.prepare import choose_augmentation, chosen_lines, for_model, leave_out_bad, load_images
+from models.arguments import ModelArguments
+from models.loading import load_model
 from run.arguments import parse
+from run.last_batch import is_left_out
 from run.output_paths import check_cache_folder, check_output_folder
 from run.settings import settle
 from torch.utils.data import DataLoader
@@ -180,10 +182,11 @@ def make_accelerator(args: LoopArguments) -> Accelerator:
     return accelerator
 
 
-def make_loader(images: Any, batch_size: int, shuffle: bool, workers: int) -> DataLoader:
+def make_loader(images: Any, batch_size: int, shuffle: bool, workers: int, drop_last: bool = False) -> DataLoader:
     # Without a generator of its own a loader draws from dropout's whenever it starts, and a resumed run starts it once
     # more than the uninterrupted one.
-    return DataLoader(images, batch_size, shuffle=shuffle, num_workers=workers, generator=torch.Generator())
+    options: dict[str, Any] = {"num_workers": workers, "drop_last": drop_last, "generator": torch.Generator()}
+    return DataLoader(images, batch_size, shuffle=shuffle, **options)
 
 
 def save_state(accelerator: Accelerator, folder: Path) -> None:
@@ -212,19 +215,26 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: LoopArgumen
     processes = PartialState(cpu=args.cpu)
     settle(data_args, quiet=not processes.is_local_main_process)
     with processes.main_process_first():
-        images = load_images(data_args, model_args.cache_dir, do_train=True, do_eval=True)
+        try:
+            images = load_images(data_args, model_args.cache_dir, do_train=True, do_eval=True)
+        except BaseException:
+            if processes.is_main_process:
+                processes.wait_for_everyone()  # the others wait for this one, and end for the same reason
+            raise
     images = leave_out_bad(images, data_args)
     set_seed(args.seed)
     model, processor = load_model(model_args, data_args, images)
     augmentation = choose_augmentation(data_args, processor, images)
     train, evaluation = for_model(images, model, processor, augmentation, args.seed, data_args)
     assert isinstance(train, ImageDataset)
-    train_loader = make_loader(train, args.batch_size, True, args.dataloader_num_workers)
+    each = args.batch_size // processes.num_processes if args.split_batches else args.batch_size
+    drop_last = is_left_out(model, processor, len(train), each, processes.num_processes, "--batch_size")
+    train_loader = make_loader(train, args.batch_size, True, args.dataloader_num_workers, drop_last)
     eval_loader = make_loader(evaluation, args.eval_batch_size, False, args.dataloader_num_workers)
 
     with refused_in_one_line():
         accelerator = make_accelerator(args)
-    accelerator.print(augmentation_line(data_args, augmentation))
+    accelerator.print(chosen_lines(images, processor, data_args, augmentation))
     optimizer: Any = args.optimizer(model.parameters())
     # Unless batches are split, Accelerate steps the LR scheduler once per process at every optimizer step. So its
     # length is given in those steps. tie_p_schedule is given the same numbers and sees to the rest itself.

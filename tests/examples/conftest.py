@@ -81,6 +81,30 @@ def run_example(example, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="session")
+def odd_photos(tmp_path_factory):
+    """Photos as users have them: a class in two spellings, one of one image, and files of many names.
+
+    There are 9 of a café, 12 of a dog and one of a newt. The first of all is tiny, and all of the café are grey.
+    """
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("odd_photos")
+    composed, split = "caf\u00e9", "cafe\u0301"
+    names = [f"{split}/{number}.PNG" for number in range(5)] + [f"{composed}/{letter}.jpg_large" for letter in "abc"]
+    names += [f"{composed}/no_suffix", "newt/0.png", *(f"dog/{number}.png" for number in range(12))]
+    for number, name in enumerate(names):
+        file, side = root / name, 4 if number == 0 else 16
+        file.parent.mkdir(exist_ok=True)
+        colour = (9 * number, 9 * number, 9 * number) if "caf" in name else (9 * number, 80, 200)
+        Image.new("RGB", (side, side), colour).save(file, "PNG" if file.suffix.lower() == ".png" else "JPEG")
+    for name in ("dog/live.heic", "dog/notes.txt"):
+        (root / name).write_bytes(b"\0\0\0\x18ftypheic of a kind that Pillow does not read")
+    for name in ("dog/Thumbs.db", "dog/.DS_Store", "dog/._0.png", "desktop.ini"):
+        (root / name).write_bytes(b"left by a system")
+    return root
+
+
+@pytest.fixture(scope="session")
 def write_dataset():
     """Writes a dataset of a schema above as parquet, one file a split.
 

@@ -15,6 +15,12 @@ def fail(message: str, anywhere: bool = False) -> NoReturn:
     raise SystemExit(2)
 
 
+def warn(message: str) -> None:
+    """Print one line and go on. The first process prints it."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"warning: {message}", file=sys.stderr)
+
+
 @contextmanager
 def refused_in_one_line() -> Iterator[None]:
     """End the run with one line where a value is refused by a ValueError."""

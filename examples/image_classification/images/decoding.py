@@ -74,24 +74,6 @@ def cannot_decode(where: str, cell: Any, error: Exception, remedy: str = "") -> 
     return f"the image in {where}{file} cannot be decoded: {reason}{remedy}"
 
 
-def first_images(
-    data: datasets.Dataset | datasets.IterableDataset, column: str, skip_bad: bool = False
-) -> list[Image.Image]:
-    """The first few images of `data`, as they are; with `skip_bad` of those that can be decoded."""
-    images: list[Image.Image] = []
-    for number, row in enumerate(data.cast_column(column, datasets.Image(decode=False))):
-        try:
-            images.append(decode(row[column]))
-        except Exception as error:  # as many kinds as there are image formats
-            if not skip_bad or isinstance(error, NotEightBit):
-                raise BadData(cannot_decode(f"row {number}", row[column], error, SKIP)) from error
-        if len(images) == 16:
-            break
-    if not images:
-        raise BadData(f"the dataset has no images{' that can be decoded' if skip_bad else ''}")
-    return images
-
-
 class Bad(NamedTuple):
     """An image that cannot be used: its row, why, and whether it could be decoded."""
 

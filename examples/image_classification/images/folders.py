@@ -7,11 +7,16 @@ from typing import NoReturn
 
 import datasets
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
-from errors.fail import fail
+from errors.fail import fail, warn
+from errors.listing import counted, some
+from PIL import Image, UnidentifiedImageError
 
 from .arguments import DataArguments
+from .labels import composed, look_alike
 
 SUFFIXES = frozenset(ImageFolder.EXTENSIONS)
+# What systems leave in folders, beside names with a dot in front.
+LITTER = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
 TRAIN_NAMES = ("train", "training")
 EVAL_NAMES = ("validation", "valid", "val", "test", "testing", "eval", "dev")
 # A stream shuffles whole parts, and then within its buffer. The files lie sorted by class, so the parts are small.
@@ -27,38 +32,42 @@ class ImageFolders:
         root: that folder.
         classes: names of the folders in it.
         images: paths of the images below it, from there and in order.
+        others: paths of the files in the folders that are no images to Pillow, likewise.
     """
 
     option: str
     root: str
     classes: list[str]
     images: list[str]
+    others: list[str]
 
     @classmethod
     def read(cls, option: str, root: str) -> "ImageFolders":
         """List the images. Links are followed; what has a name with a dot in front is left out."""
-        classes, images = [], []
+        classes, images, others = [], [], []
         try:
             for folder, names, files in os.walk(root, followlinks=True, onerror=_raise):
                 real = os.path.realpath(folder)
                 names[:] = [name for name in names if not name.startswith(".") and not _leads_up(folder, name, real)]
                 below = os.path.relpath(folder, root).replace(os.sep, "/")
                 if below == ".":
-                    below, classes = "", sorted(names)
+                    below, classes = "", sorted(set(map(composed, names)))
                 for name in files:
                     path = f"{below}/{name}".lstrip("/")
-                    if name.startswith("."):
+                    if name.startswith(".") or name.lower() in LITTER:
                         continue
-                    if os.path.splitext(name)[1].lower() in SUFFIXES:
+                    if os.path.splitext(name)[1].lower() in SUFFIXES or _is_image(os.path.join(folder, name)):
                         path.encode()
                         images.append(path)
                     elif not os.path.exists(os.path.join(folder, name)):
                         fail(f"{option} {root!r}: {path!r} is a link to nothing")
+                    elif below:
+                        others.append(os.fsencode(path).decode(errors="replace"))
         except OSError as error:
             fail(f"{option} {root!r}: cannot read {error.filename!r}: {error.strerror}")
         except UnicodeEncodeError:
             fail(f"{option} {root!r}: the name {path!r} is not UTF-8; rename the file or its folder")
-        return cls(option, root, classes, sorted(images))
+        return cls(option, root, classes, sorted(images), sorted(others))
 
     @property
     def folders(self) -> list[str]:
@@ -79,37 +88,36 @@ class ImageFolders:
             instead = " and ".join(f"{option} {os.path.join(self.root, found[0])}" for option, found in named if found)
             self.refuse(f"holds splits ({', '.join(kinds[0] + kinds[1])}), not classes: pass {instead}")
         if not self.images:
-            self.refuse("holds no images; it must hold one folder of images for each class")
+            but = f", but {counted(self.others, 'other file')}" if self.others else ""
+            self.refuse(f"holds no images{but}; it must hold one folder of images for each class")
         stray = [path for path in self.images if "/" not in path]
         if stray and len(stray) == len(self.images):
             metadata = any(os.path.exists(os.path.join(self.root, name)) for name in ImageFolder.METADATA_FILENAMES)
             hint = ", or pass --dataset_name for a folder with a metadata file" if metadata else ""
             self.refuse(
-                f"holds {_counted(stray)} without a folder for their class: "
+                f"holds {counted(stray, 'image')} without a folder for their class: "
                 f"put the images of each class into a folder of its own{hint}"
             )
         if stray:
             self.refuse(
-                f"holds {_counted(stray)} beside the class folders, and so without a class: "
+                f"holds {counted(stray, 'image')} beside the class folders, and so without a class: "
                 "move each into the folder of its class, or away"
             )
         deep = [path for path in self.images if path.count("/") > 1]
         if deep:
             folders = [folder for folder in self.folders if "/" in folder]
             self.refuse(
-                f"holds images in folders within a class folder ({_some(folders)}): the class is the first folder, "
+                f"holds images in folders within a class folder ({some(folders)}): the class is the first folder, "
                 "so move the images up into it, or pass a folder that holds one folder for each class"
             )
 
     def check_classes(self) -> None:
         """End the run with one line where there is but one class, or a class to train on without images."""
-        filled = {path.partition("/")[0] for path in self.images}
+        filled = {class_of(path) for path in self.images}
         empty = [name for name in self.classes if name not in filled]
         if empty and self.option == "--train_dir":
-            self.refuse(
-                f"holds folders without images ({_some(empty)}): remove them, or fill them with images whose names "
-                "end as in .png, .jpg, .webp or .tif"
-            )
+            but = f"; Pillow cannot read {counted(self.others, 'file')}" if self.others else ""
+            self.refuse(f"holds folders without images ({some(empty)}): remove or fill them{but}")
         if len(self.classes) == 1:
             self.refuse(f"holds one class only ({self.classes[0]}): it must hold a folder for each of two or more")
 
@@ -119,9 +127,12 @@ class ImageFolders:
         missing = sorted(set(train.classes) - set(self.classes))
         parts = []
         if unknown:
-            parts.append(f"it has {_some(unknown)}, which {train.option} lacks")
+            parts.append(f"it has {some(unknown)}, which {train.option} lacks")
         if missing:
-            parts.append(f"it lacks {_some(missing)}; an empty folder says that a class has no images here")
+            parts.append(f"it lacks {some(missing)}; an empty folder says that a class has no images here")
+        alike = look_alike([*missing, *unknown])
+        if alike:
+            parts.append(f"only spaces or capitals distinguish {some(alike)}")
         if parts:
             self.refuse(f"must hold the classes of {train.option}: {'; '.join(parts)}")
 
@@ -132,9 +143,14 @@ class ImageFolders:
         features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=classes)})
         rows = {
             "image": [str(root / path) for path in self.images],
-            "label": [numbers[path.partition("/")[0]] for path in self.images],
+            "label": [numbers[class_of(path)] for path in self.images],
         }
         return datasets.Dataset.from_dict(rows, features=features)
+
+
+def class_of(path: str) -> str:
+    """The class of an image at `path`: the name of the first folder."""
+    return composed(path.partition("/")[0])
 
 
 def load_folders(args: DataArguments) -> datasets.DatasetDict | datasets.IterableDatasetDict:
@@ -147,6 +163,10 @@ def load_folders(args: DataArguments) -> datasets.DatasetDict | datasets.Iterabl
     first.check_classes()
     for other in others:
         other.check_classes_against(first)
+    for found in folders.values():
+        if found.others:
+            left_out = f"{found.option} {found.root!r}: left out {counted(found.others, 'file')}"
+            warn(f"{left_out}, which Pillow cannot read as images: convert those that are some")
     splits = datasets.DatasetDict({split: found.dataset(first.classes) for split, found in folders.items()})
     if not args.streaming:
         return splits
@@ -175,10 +195,15 @@ def check_local_folder(name: str, splits: datasets.DatasetDict | datasets.Iterab
     }
     deep = [path for path in found.folders if len(parts[path]) > 1]
     if deep:
-        found.refuse(f"holds images in folders within a class folder ({_some(deep)}): {instead}")
-    lost = [path for path in found.folders if parts[path] and parts[path][0] not in label.names]
+        found.refuse(f"holds images in folders within a class folder ({some(deep)}): {instead}")
+    classes = set(map(composed, label.names))
+    lost = [path for path in found.folders if parts[path] and composed(parts[path][0]) not in classes]
     if lost:
-        found.refuse(f"holds folders that `datasets` leaves out, as it does links ({_some(lost)}): {instead}")
+        found.refuse(f"holds folders that `datasets` leaves out, as it does links ({some(lost)}): {instead}")
+    unread = [path for path in found.images if os.path.splitext(path)[1].lower() not in SUFFIXES]
+    unread += [path for path in found.others if os.path.basename(path) not in ImageFolder.METADATA_FILENAMES]
+    if unread:
+        warn(f"--dataset_name {name!r}: `datasets` leaves out {counted(unread, 'file')}, for the end of their names")
 
 
 def _raise(error: OSError) -> NoReturn:
@@ -191,10 +216,15 @@ def _leads_up(folder: str, name: str, real: str) -> bool:
     return os.path.islink(path) and os.path.commonpath([os.path.realpath(path), real]) == os.path.realpath(path)
 
 
-def _counted(paths: list[str]) -> str:
-    return f"{len(paths):,} image{'s' if len(paths) > 1 else ''} ({_some(paths)})"
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+def _is_image(path: str) -> bool:
+    """Whether Pillow takes the file for an image, whatever its name. Formats without a signature are not tried."""
+    if not os.path.isfile(path):
+        return False
+    Image.init()
+    try:
+        Image.open(path, formats=[name for name, (_, accept) in Image.OPEN.items() if accept is not None]).close()
+    except UnidentifiedImageError:
+        return False
+    except Image.DecompressionBombError:
+        pass  # decoding it will say so
+    return True

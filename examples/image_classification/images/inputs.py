@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import torch
 from datasets.utils import tqdm
+from errors.fail import first_line
 from PIL import Image
 
 from .decoding import BadData, cannot_decode, decode, read_images
@@ -174,12 +175,19 @@ class StreamedImages(torch.utils.data.IterableDataset):
         prefix = f"{self.seed} {number} {0 if worker is None else worker.id}"
         rows, place = iter(self.data), 0
         # A few at a time, which the processor does faster than one by one.
-        while chunk := list(itertools.islice(rows, 16)):
+        while chunk := self.next_rows(rows):
             images = [self.read(row, place + offset) for offset, row in enumerate(chunk)]
             pixels = self.views(images, [f"{prefix} {place + offset}" for offset in range(len(chunk))])
             for row, view in zip(chunk, pixels, strict=True):
                 yield {"pixel_values": view, "labels": row[self.columns[1]]}
             place += len(chunk)
+
+    def next_rows(self, rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+        try:
+            return list(itertools.islice(rows, 16))
+        except Exception as error:  # as many kinds as there are ways to read a stream
+            line = f"the stream cannot be read: {first_line(error)}"
+            raise BadData(f"{line}. To go on from the last checkpoint: --resume_from_checkpoint True") from error
 
     def read(self, row: dict[str, Any], place: int) -> Any:
         cell, label = (row[column] for column in self.columns)

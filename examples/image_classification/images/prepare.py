@@ -1,17 +1,27 @@
 """What both scripts do with the images: load them, leave out bad ones, and turn them into the input of a model."""
 
+import os
 from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
 from datasets import IterableDataset as Stream
 from errors.fail import fail
-from PIL import Image
 
 from .arguments import SMALL_SIDE, DataArguments
-from .decoding import first_images, without_bad_images
+from .decoding import BadData, without_bad_images
 from .inputs import ImageDataset, StreamedImages, prepare_images
-from .sources import choose_splits, choose_streams, find_columns, load_splits, with_class_labels
+from .labels import check_labels, composed, warn_of_like_names, with_class_labels
+from .sample import UNSEEN, Sample, look_at
+from .sources import find_columns, load_splits
+from .splits import (
+    choose_splits,
+    choose_streams,
+    evaluation_split,
+    splits_in_use,
+    warn_of_classes_never_trained_on,
+)
+from .views import Views
 
 
 @dataclass(frozen=True)
@@ -19,34 +29,22 @@ class Images:
     """A dataset, and what is trained and evaluated on.
 
     Attributes:
-        splits: all splits of the dataset, by name.
+        evaluation_split: name of the split to evaluate on; None where images of the training split are held out.
         train: the images to train on; None where none are requested.
         evaluation: the images to evaluate on, likewise.
         columns: names of the column of images and of the column of labels.
         classes: names of the classes.
-        sample: the first few images to train on, or to evaluate on where there are none to train on.
+        sample: what the images to train on are like, or those to evaluate on where there are none to train on.
         left_out: how many images to train and to evaluate on cannot be decoded and are left out; None: not examined.
     """
 
-    splits: Any
+    evaluation_split: str | None
     train: datasets.Dataset | Stream | None
     evaluation: datasets.Dataset | Stream | None
     columns: tuple[str, str]
     classes: list[str]
-    sample: list[Image.Image]
+    sample: Sample = UNSEEN
     left_out: tuple[int, int] | None = None
-
-    @property
-    def are_grey(self) -> bool:
-        """Whether the first images are grey, be it in three like channels."""
-        return all(
-            red.tobytes() == green.tobytes() == blue.tobytes()
-            for red, green, blue in (image.convert("RGB").split() for image in self.sample)
-        )
-
-    @property
-    def are_small(self) -> bool:
-        return all(min(image.size) <= SMALL_SIDE for image in self.sample)
 
     @property
     def labels(self) -> dict[str, Any]:
@@ -65,17 +63,29 @@ def load_images(data_args: DataArguments, cache_dir: str | None, do_train: bool,
     if data_args.streaming:
         train, evaluation = choose_streams(splits, data_args, columns[1], do_train, do_eval)
     else:
-        splits = with_class_labels(splits, columns[1])
-        train, evaluation = choose_splits(splits, data_args, columns[1], do_train, do_eval)
-    skip_bad = data_args.on_bad_image == "skip"
-    # Of both, so that a bad image to evaluate on is reported before training.
-    samples = [first_images(data, columns[0], skip_bad) for data in (train, evaluation) if data is not None]
+        used = splits_in_use(splits, data_args, columns[1], do_train, do_eval)
+        for name, option in used.items():
+            check_labels(splits[name], columns[1], f"{option} {name!r}")
+        labelled = with_class_labels({name: splits[name] for name in used}, columns[1])
+        train, evaluation = choose_splits(labelled, data_args, columns[1], do_train, do_eval)
+        if train is not None and evaluation is not None:
+            warn_of_classes_never_trained_on(train, evaluation, columns[1])
     some = train if train is not None else evaluation
     assert some is not None
-    classes = some.features[columns[1]].names
+    classes = list(map(composed, some.features[columns[1]].names))
     if len(classes) < 2:
         fail(f"the label column {columns[1]!r} has one class only ({', '.join(classes)}): there must be two or more")
-    return Images(splits, train, evaluation, columns, classes, samples[0])
+    warn_of_like_names(classes)
+    images = Images(evaluation_split(splits, data_args), train, evaluation, columns, classes)
+    return images if data_args.on_bad_image == "skip" else with_sample(images)
+
+
+def with_sample(images: Images) -> Images:
+    try:  # both, so that a bad image to evaluate on is reported before training
+        both = [look_at(data, images.columns[0]) for data in (images.train, images.evaluation) if data is not None]
+    except BadData as error:  # all processes look at the same images
+        fail(error.line, anywhere=os.environ.get("LOCAL_RANK", "0") == "0")
+    return replace(images, sample=both[0])
 
 
 def leave_out_bad(images: Images, data_args: DataArguments) -> Images:
@@ -89,7 +99,7 @@ def leave_out_bad(images: Images, data_args: DataArguments) -> Images:
             good, bad = without_bad_images(data, images.columns[0], purpose)
         kept.append(good)
         left_out.append(bad)
-    return replace(images, train=kept[0], evaluation=kept[1], left_out=(left_out[0], left_out[1]))
+    return with_sample(replace(images, train=kept[0], evaluation=kept[1], left_out=(left_out[0], left_out[1])))
 
 
 def choose_augmentation(data_args: DataArguments, processor: Any, images: Images) -> str:
@@ -97,14 +107,23 @@ def choose_augmentation(data_args: DataArguments, processor: Any, images: Images
     if data_args.augmentation != "auto":
         return data_args.augmentation
     small = processor.size.get("height", processor.size.get("shortest_edge", 224)) <= SMALL_SIDE
-    if data_args.is_digits or (images.are_grey and (small or images.are_small)):
+    if data_args.is_digits or (images.sample.are_grey and (small or images.sample.are_small)):
         return "shift"  # these may be digits or letters, which a mirror makes wrong
     return "shift_flip" if small else "resized_crop_flip"
 
 
-def augmentation_line(data_args: DataArguments, augmentation: str) -> str:
+def chosen_lines(images: Images, processor: Any, data_args: DataArguments, augmentation: str) -> str:
+    """What the model sees, and from how many images that was chosen."""
+    views = Views(processor, "RGB", "none")
+    mean, std = (
+        " ".join(f"{value:g}" for value in dict.fromkeys(getattr(processor, name) or ()))
+        for name in ("image_mean", "image_std")
+    )
     chosen = " (chosen by auto; for another: --augmentation)" if data_args.augmentation == "auto" else ""
-    return f"augmentation: {augmentation}{chosen}"
+    return (
+        f"input: {views.height} x {views.width} pixels, mean {mean}, deviation {std} ({images.sample})\n"
+        f"augmentation: {augmentation}{chosen}"
+    )
 
 
 def for_model(

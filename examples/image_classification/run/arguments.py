@@ -16,7 +16,7 @@ import yaml
 from errors.fail import fail, refused_in_one_line
 from errors.nearest import did_you_mean, listed, nearest
 from images.arguments import DataArguments
-from models.loading import ModelArguments
+from models.arguments import ModelArguments
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 

@@ -1,7 +1,6 @@
 """A Trainer that pushes its own model card and reports every push that fails."""
 
 import inspect
-import json
 import os
 from concurrent.futures import Future, wait
 from pathlib import Path
@@ -9,8 +8,9 @@ from typing import Any
 
 from card.facts import RunFacts
 from card.writing import write_model_card
-from huggingface_hub import HfApi, constants, get_token
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from errors.fail import fail
+from errors.hub import explain, patiently
+from huggingface_hub import HfApi, get_token
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 
@@ -42,44 +42,13 @@ def check_push(args: TrainingArguments) -> str | None:
         if get_token() is None:
             return "there is no token: log in with `hf auth login`, or set HF_TOKEN"
         name = args.hub_model_id or Path(str(args.output_dir)).absolute().name
-        repo_id = api.create_repo(name, private=args.hub_private_repo, exist_ok=True).repo_id
+        repo_id = patiently(lambda: api.create_repo(name, private=args.hub_private_repo, exist_ok=True)).repo_id
         if "write" in inspect.signature(api.auth_check).parameters:
-            api.auth_check(repo_id, write=True)
-        api.model_info(repo_id, revision=getattr(args, "hub_revision", None))
+            patiently(lambda: api.auth_check(repo_id, write=True))
+        patiently(lambda: api.model_info(repo_id, revision=getattr(args, "hub_revision", None)))
     except Exception as error:  # of the many kinds that the client and its transport raise
         return explain(error)
     return None
-
-
-def explain(error: BaseException) -> str:
-    """What a failed call of the Hub's client means, in one line without a token."""
-    chain = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
-        chain.append(cause)
-    hub = constants.ENDPOINT
-    for one in chain:
-        if isinstance(one, OfflineModeIsEnabled):
-            return "HF_HUB_OFFLINE is set"
-        if isinstance(one, HfHubHTTPError):
-            status = one.response.status_code
-            said = one.response.headers.get("X-Error-Message") or one.server_message or one.response.reason_phrase
-            meaning = {
-                401: f"{hub} does not accept the token",
-                403: f"{hub} does not let this token write there",
-                404: f"{hub} has no such repository or revision",
-            }.get(status, f"{hub} answered with an error")
-            return _one_line(f"{meaning} ({status}: {said})")
-        # httpx, whose name and version depend on those of huggingface_hub
-        if any(kind.__name__ == "TransportError" for kind in type(one).__mro__):
-            return _one_line(f"{hub} cannot be reached ({one or type(one).__name__})")
-    if isinstance(error, json.JSONDecodeError):
-        return f"{hub} gave an answer that is no JSON, as servers do that are down"
-    return _one_line(f"{type(error).__name__}: {error}")
-
-
-def _one_line(text: str) -> str:
-    token = get_token()
-    return " ".join((text.replace(token, "***") if token else text).split())
 
 
 class CardTrainer(Trainer):
@@ -99,6 +68,13 @@ class CardTrainer(Trainer):
         self.background_pushes: list[Future[Any]] = []
         super().__init__(*args, **kwargs)
         self.add_callback(_Pushes(self))
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """Called when the Trainer is made."""
+        try:
+            patiently(lambda: Trainer.init_hf_repo(self, *args, **kwargs))
+        except Exception as error:  # of the many kinds that the client and its transport raise
+            fail(f"--push_to_hub cannot work, so nothing was trained: {explain(error)}")
 
     def write_card(self) -> str | None:
         """Write `README.md` and the curves into the output folder; on the main process only.
@@ -130,7 +106,7 @@ class CardTrainer(Trainer):
             Why it failed, in one line; None if it did not, and on other processes than the first.
         """
         try:
-            self.push_to_hub(commit_message=commit_message)
+            patiently(lambda: self.push_to_hub(commit_message=commit_message))
         except Exception as error:  # of the many kinds that the client and its transport raise
             return explain(error)
         return None

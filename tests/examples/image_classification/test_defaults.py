@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from images.sample import Sample
 from PIL import Image
 
 TRAIN = ["--do_train", "--per_device_train_batch_size", 8, "--max_steps", 1, "--train_dir"]
@@ -56,7 +57,7 @@ def test_options_say_which_model_is_built(example, flags, expected):
     model_args, data_args, *_ = example.parse_arguments(["--output_dir", "x", "--train_dir", "y", *flags])
     labels = {"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}}
     with torch.device("meta"):
-        config = from_scratch(model_args, data_args, [Image.new("RGB", (32, 32))], labels)[0].config
+        config = from_scratch(model_args, data_args, Sample.of([Image.new("RGB", (32, 32))]), labels)[0].config
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == expected
 
 
@@ -67,7 +68,8 @@ def test_the_image_processor_of_a_new_model_is_the_one_that_its_checkpoint_gives
 
     model_args, data_args, *_ = example.parse_arguments(["--output_dir", "x", "--train_dir", "y", *TINY])
     picture = Image.fromarray(np.arange(32 * 32 * 3, dtype=np.uint32).astype(np.uint8).reshape(32, 32, 3))
-    processor = from_scratch(model_args, data_args, [picture], {"id2label": {0: "a"}, "label2id": {"a": 0}})[1]
+    labels = {"id2label": {0: "a"}, "label2id": {"a": 0}}
+    processor = from_scratch(model_args, data_args, Sample.of([picture]), labels)[1]
     processor.save_pretrained(tmp_path)
     read = AutoImageProcessor.from_pretrained(tmp_path)
     assert type(read) is type(processor)

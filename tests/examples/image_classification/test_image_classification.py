@@ -294,6 +294,30 @@ def test_two_processes_leave_out_the_same_bad_images(forks, tmp_path):
     assert "left out" not in outputs[1]
 
 
+def test_two_processes_train_on_odd_photos_and_tell_once_what_is_odd(forks, odd_photos, tmp_path):
+    arguments = ["--do_train", "--do_eval", *LPSGDM, "p_max=20", "--max_steps", 2, *TINY, "--train_dir", odd_photos]
+    arguments += ["--per_device_train_batch_size", 17, "--model_type", "vit"]
+    outputs = run_in_two(forks, arguments, tmp_path / "run")
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert (config["image_size"], list(config["id2label"].values())) == (16, ["caf\u00e9", "dog", "newt"])
+    told = ["left out 2 files (dog/live.heic, dog/notes.txt)", "trained on and not evaluated: newt"]
+    told += ["input: 16 x 16 pixels, mean 0.5, deviation 0.5 (looked at 18 of 18 images: "]
+    assert [outputs[0].count(line) for line in told] == [1] * len(told), outputs[0]
+    assert all(word not in outputs[1] for word in ("warning: ", "input: "))
+
+
+def test_a_run_of_no_steps_and_one_that_is_complete_evaluate_and_end_well(forks, digits_run, tmp_path):
+    arguments = ["--do_train", "--do_eval", *LPSGDM, "p_max=20", "--num_train_epochs"]
+    none = Run(forks, [*arguments, 0, *TINY], tmp_path / "none").ok()
+    assert none.state["global_step"] == 0
+    assert "accuracy = " in none.output
+    arguments[-2] = "p_max=20,p_schedule=cosine"
+    checkpoint = max(digits_run.folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    done = Run(forks, [*arguments, 2, "--resume_from_checkpoint", checkpoint], tmp_path / "done").ok()
+    assert same(done.weights(), digits_run.weights())
+    assert done.output.count("accuracy = ") == 1
+
+
 def test_earlier_checkpoints_are_neither_mixed_up_nor_deleted_unasked(forks, tmp_path):
     folder = tmp_path / "run"
     arguments = ["--do_train", "--use_cpu", "--max_steps", 1, *TINY]

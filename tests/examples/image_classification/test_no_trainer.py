@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from paths import LOOP_SCRIPT as SCRIPT
@@ -25,7 +26,14 @@ PETS = ["--train_dir", "pets", "--validation_dir", "pets"]
 SMALL_BATCHES = ["--per_device_train_batch_size", "8", "--per_device_eval_batch_size", "4"]
 TINY = ["--config_overrides", "hidden_size=32,intermediate_size=32,num_attention_heads=2,num_hidden_layers=1"]
 
+# Its last feature map is one pixel, so that batch norm cannot be trained on a batch of one image.
+RESNET = ["--model_type", "resnet", "--config_overrides"]
+RESNET += ["embedding_size=8,depths=[1,1,1,1],hidden_sizes=[8,8,8,8],layer_type=basic"]
+# 18 images to train on.
+ODD_PHOTOS = ["--cpu", "--num_epochs", "1", "--batch_size", "17", *RESNET, "--train_dir", "odd_photos"]
+
 TWO = {
+    "odd photos": ODD_PHOTOS,
     "plain": [*SHORT, "--batch_size", "16"],
     "split": [*SHORT, "--batch_size", "32", "--split_batches"],
     "accumulated": [*SHORT, "--batch_size", "16", "--gradient_accumulation_steps", "2"],
@@ -49,6 +57,8 @@ ONE = {
     "the paper's": [*SHORT, "--batch_size", "32", "--grad_rms", "none"],
     "measured": [*SHORT, "--grad_rms", "auto"],
     "given": [*SHORT, "--grad_rms", "0.25"],
+    "odd photos": ODD_PHOTOS,
+    "unused labels": ["--cpu", "--max_train_steps", "1", *RESNET, "--dataset_name", "unused_labels"],
     **{f"schedule {name}": [*SHORT, "--p_schedule", name] for name in ("linear", "lr", "constant")},
 }
 BAD = {
@@ -69,13 +79,17 @@ BAD = {
     "--train_dir nowhere": "--train_dir 'nowhere': no such folder; it must hold one folder of images for each class",
     "--dataset_name pets --streaming": "--streaming: this loop needs to know how many images there are; "
     "run_image_classification.py does not",
+    "--dataset_name unused_labels --train_split_name test": "the label column 'label' must hold class names or whole "
+    "numbers from 0 in every row: row 0 has the label -1 in --train_split_name 'test'",
+    "--num_train_epochs 0": "--num_epochs must be at least 1, not 0",
     "--dataset_name pets --model_type vitt": "--model_type 'vitt' is no known architecture. Did you mean vit? Try "
     "vit, resnet or cifar_resnet",
     "--epochs 3": "unknown arguments: --epochs 3. Did you mean --num_epochs? --help lists all",
 }
 
 
-def requests_for(argvs, folder):
+def requests_for(argvs, folder, odd_photos):
+    (folder / "odd_photos").symlink_to(odd_photos)
     requests = {name: {"argv": [*argv, "--output_dir", name]} for name, argv in argvs.items()}
     for name in {"cut"} & requests.keys():
         requests[name]["save_fails"] = True
@@ -85,27 +99,36 @@ def requests_for(argvs, folder):
 
 
 @pytest.fixture(scope="module")
-def two(forks, tmp_path_factory):
+def two(forks, tmp_path_factory, odd_photos):
     """The folder in which two processes made the runs of TWO, once it is sure that there were two."""
     folder = tmp_path_factory.mktemp("two")
-    ranks = forks.run_ranks(2, WORKER, SCRIPT, requests_for(TWO, folder), "results", cwd=folder)
+    runs = {"refused": ["--cpu", "--train_split_name", "nowhere"], **TWO}
+    ranks = forks.run_ranks(2, WORKER, SCRIPT, requests_for(runs, folder, odd_photos), "results", cwd=folder)
     for rank in range(2):
         assert ranks[rank].status == 0, ranks[rank].output
         for name, result in json.loads((folder / f"results-{rank}.json").read_text()).items():
-            assert result["status"] == 0, (name, result["output"])
-            assert (result["processes"], result["distributed_type"]) == (2, "MULTI_CPU")
+            assert result["status"] == (2 if name == "refused" else 0), (name, result["output"])
+            assert name == "refused" or (result["processes"], result["distributed_type"]) == (2, "MULTI_CPU")
     return folder
 
 
 @pytest.fixture(scope="module")
-def one(forks, tmp_path_factory):
+def one(forks, tmp_path_factory, odd_photos):
     """The folder in which one process made the runs of ONE and of BAD, and what came of each."""
     folder = tmp_path_factory.mktemp("one")
     for name, level in (("cat", 40), ("dog", 210)):
         (folder / "pets" / name).mkdir(parents=True)
         for number in range(8):
             Image.new("RGB", (12, 12), (level + number,) * 3).save(folder / "pets" / name / f"{number}.png")
-    requests = requests_for({**ONE, "cut": SAVED, **{name: ["--cpu", *name.split()] for name in BAD}}, folder)
+    (folder / "unused_labels").mkdir()
+    for split, labels in (("train", [0, 1] * 4), ("validation", [1, 0]), ("test", [-1, -1])):
+        rows = {"image": [Image.new("RGB", (12, 12))] * len(labels), "label": labels}
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+        data = datasets.Dataset.from_dict(rows, features=features)
+        data.to_parquet(folder / f"unused_labels/{split}-00000-of-00001.parquet")
+    alone = ["--cpu", *PETS, "--batch_size", "1", *RESNET]
+    runs = {**ONE, "cut": SAVED, "one at a time": alone, **{name: ["--cpu", *name.split()] for name in BAD}}
+    requests = requests_for(runs, folder, odd_photos)
     run = forks.run(WORKER, SCRIPT, requests, "results", cwd=folder)
     assert run.status == 0, run.output
     results = json.loads((folder / "results-0.json").read_text())
@@ -142,6 +165,8 @@ def trainer_p(tmp_path_factory):
     from accelerate.state import AcceleratorState, GradientState
     from transformers import Trainer, TrainingArguments
 
+    import hf_lpsgd  # noqa: F401  # makes `optim="lpsgdm"` known
+
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
 
@@ -167,7 +192,7 @@ def trainer_p(tmp_path_factory):
     return [entry["p"] for entry in trainer.state.log_history if "learning_rate" in entry]
 
 
-@pytest.mark.parametrize("name", TWO)
+@pytest.mark.parametrize("name", [name for name in TWO if name != "odd photos"])
 def test_two_processes_log_the_p_of_a_trainer_that_makes_as_many_optimizer_steps(name, two, trainer_p):
     start = 4 if name == "resumed" else 1
     assert trainer_p == pytest.approx(EXPECTED_P)
@@ -267,6 +292,41 @@ def test_the_saved_folder_works_in_a_pipeline(one):
 def test_a_trained_model_can_be_started_from(one):
     output = one[1]["from a model"]["output"]
     assert accuracy_of(output) == pytest.approx(accuracy_of(one[1]["trained"]["output"]), abs=0.01)
+
+
+def test_two_processes_answer_bad_input_in_one_line(two):
+    answers = [json.loads((two / f"results-{rank}.json").read_text())["refused"]["output"] for rank in range(2)]
+    (line,) = answers[0].splitlines()
+    assert "--train_split_name 'nowhere': the dataset has no such split" in line
+    assert answers[1] == ""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_odd_photos_are_trained_on_and_what_is_odd_is_told_once(processes, one, two):
+    folder = one[0] if processes == 1 else two
+    ranks = [json.loads((folder / f"results-{n}.json").read_text())["odd photos"]["output"] for n in range(processes)]
+    config = json.loads((folder / "odd photos/config.json").read_text())
+    assert (config["image_size"], list(config["id2label"].values())) == (16, ["caf\u00e9", "dog", "newt"])
+    told = ["left out 2 files (dog/live.heic, dog/notes.txt)", "trained on and not evaluated: newt"]
+    told += ["input: 16 x 16 pixels, mean 0.5, deviation 0.5 (looked at 18 of 18 images: "]
+    # Several processes are given whole batches, filled up with images of the next.
+    told += ["warning: the last batch of each epoch, of one image, is left out"] if processes == 1 else []
+    assert [ranks[0].count(line) for line in told] == [1] * len(told), ranks[0]
+    assert ranks[0].count("warning: ") == len(told) - 1
+    assert all("warning" not in output and "input:" not in output for output in ranks[1:])
+
+
+def test_batches_of_one_image_are_refused_before_training(one):
+    result = one[1]["one at a time"]
+    assert result["status"] == 2
+    (line,) = result["output"].splitlines()
+    assert "this model cannot be trained on one image at a time: " in line
+    assert line.endswith("Pass --batch_size 2 or more")
+
+
+def test_labels_of_a_split_that_is_not_used_do_not_matter(one):
+    config = json.loads((one[0] / "unused labels/config.json").read_text())
+    assert list(config["id2label"].values()) == ["0", "1"]
 
 
 def test_a_save_that_was_cut_off_does_not_look_complete(one):

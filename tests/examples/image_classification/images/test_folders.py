@@ -63,8 +63,32 @@ def test_class_named_as_a_split_is_a_class(run_example, tmp_path):
 
 def test_class_without_images_is_refused(run_example, tmp_path):
     (write(tmp_path / "images", "cat", "dog") / "bird").mkdir()
-    (tmp_path / "images/bird/photo.heic").write_bytes(b"of a kind that is not read")
     assert "folders without images (bird)" in run_example(*TRAIN, tmp_path / "images").answer
+    (tmp_path / "images/bird/photo.heic").write_bytes(b"of a kind that is not read")
+    answer = run_example(*TRAIN, tmp_path / "images").answer
+    assert "folders without images (bird): remove or fill them; Pillow cannot read 1 file (bird/photo.heic)" in answer
+
+
+@pytest.mark.parametrize("flags", [[], STREAM], ids=["loaded", "streamed"])
+def test_files_are_read_whatever_their_names_and_those_that_are_no_images_are_named(run_example, odd_photos, flags):
+    result = run_example(*TRAIN, odd_photos, *flags)
+    assert classes_of(result) == ["caf\u00e9", "dog", "newt"]
+    (line,) = [line for line in result.output.splitlines() if "left out" in line]
+    assert "left out 2 files (dog/live.heic, dog/notes.txt), which Pillow cannot read as images" in line
+    assert "looked at 22 " in result.output
+
+
+def test_text_and_the_like_are_no_images_and_a_pipe_is_not_waited_for(example, tmp_path):
+    from images.folders import ImageFolders
+
+    root = write(tmp_path / "images", "cat", "dog")
+    contents = [b"", b"plain text", b"%PDF-1.4", b"PK\x03\x04", b"<svg/>", b"\x93NUMPY", b"{}", bytes(2000)]
+    for number, content in enumerate(contents):
+        (root / f"cat/file{number}").write_bytes(content)
+    os.mkfifo(root / "dog/pipe")
+    found = ImageFolders.read("--train_dir", str(root))
+    assert len(found.images) == 4
+    assert len(found.others) == len(contents) + 1
 
 
 def test_flat_folder_with_a_metadata_file_is_sent_to_dataset_name(run_example, tmp_path):
@@ -78,7 +102,11 @@ def test_flat_folder_with_a_metadata_file_is_sent_to_dataset_name(run_example, t
     [
         (["cat", "dog", "wolf"], ["it has wolf, which --train_dir lacks"]),
         (["dog"], ["it lacks cat; an empty folder says"]),
-        (["Cat", "dog"], ["it has Cat, which", "it lacks cat;"]),
+        (
+            ["Cat", "dog"],
+            ["it has Cat, which", "it lacks cat;", "capitals distinguish 'cat' and 'Cat'"],
+        ),
+        (["cat ", "dog"], ["only spaces or capitals distinguish 'cat' and 'cat '"]),
         (["val/cat", "val/dog"], ["(val)", "pass --validation_dir", "val/val"]),
         (["cat", "dog/old"], ["dog/old"]),
     ],
@@ -107,6 +135,17 @@ def test_class_folders_may_be_links(run_example, tmp_path, linked, flags):
     result = run_example(*TRAIN, root, *flags)
     assert classes_of(result) == ["bird", "cat", "dog"]
     assert flags or "6 images" in result.output or "5 images" in result.output
+
+
+def test_class_folders_of_one_name_in_two_spellings_are_one_class(run_example, tmp_path):
+    one, other = "caf\u00e9", "cafe\u0301"
+    folders = write(tmp_path / "train", one, "dog"), write(tmp_path / "val", other, "dog")
+    result = run_example(*TRAIN, folders[0], "--validation_dir", folders[1], "--do_eval")
+    assert classes_of(result) == [one, "dog"]
+    trained = ["--do_eval", "--model_name_or_path", result.folder, "--validation_dir", folders[1]]
+    evaluated = run_example(*trained)
+    assert evaluated.status == 0, evaluated.output
+    assert "classes of" not in evaluated.output
 
 
 def test_link_to_nothing_is_named(run_example, tmp_path):
@@ -151,6 +190,16 @@ def test_local_dataset_of_image_folders_has_the_first_folders_as_classes(run_exa
     linked = write(tmp_path / "linked", "cat", "dog")
     os.symlink(write(tmp_path / "elsewhere", "bird") / "bird", linked / "bird")
     assert "(bird): pass the folder of the class folders as --train_dir" in run_example(*LOCAL, linked, *flags).answer
+
+
+def test_files_that_datasets_leaves_out_of_a_local_dataset_are_named(run_example, tmp_path):
+    root = write(tmp_path / "plain", "train/cat", "train/dog")
+    (root / "README.md").write_text("of no class")
+    Image.new("RGB", (16, 16)).save(root / "train/cat/photo.jpg_large", "JPEG")
+    (root / "train/dog/photo.heic").write_bytes(b"of a kind that is not read")
+    result = run_example(*LOCAL, root)
+    assert classes_of(result) == ["cat", "dog"]
+    assert "`datasets` leaves out 2 files (train/cat/photo.jpg_large, train/dog/photo.heic)" in result.output
 
 
 def test_some_images_of_a_streamed_folder_are_of_all_classes(example, tmp_path):

@@ -6,10 +6,12 @@ import os
 import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from hub_server import Hub, Repo
+from huggingface_hub.errors import HfHubHTTPError
 from launch import PRELOADED, ForkServer, python
 from paths import IMAGE_CLASSIFICATION, ROOT
 from paths import TRAINER_SCRIPT as SCRIPT
@@ -246,6 +248,59 @@ def test_push_that_cannot_work_is_told_before_anything_is_done(launcher, hub, tm
     assert token is None or token not in run.output
     assert not run.folder.exists()
     assert hub.repos["me/there"].messages == ["initial commit"]
+
+
+class Answers:
+    """Fails the requests whose numbers among those of a path are given, with the status given."""
+
+    def __init__(self, **numbers):
+        self.numbers, self.seen = numbers, {}
+
+    def __call__(self, method, path):
+        for word, (status, failing) in self.numbers.items():
+            if word in path:
+                self.seen[word] = self.seen.get(word, 0) + 1
+                return status if self.seen[word] in failing else None
+
+
+def test_a_hub_that_is_busy_for_a_moment_is_asked_again(launcher, hub, tmp_path):
+    hub.fault = Answers(auth=(503, {1}), create=(429, {2}), preupload=(503, {1}))
+    run = Run(launcher, ["--hub_strategy", "end"], tmp_path / "busy").wait()
+    assert run.status == 0, run.output
+    assert [hub.fault.seen[word] for word in ("auth", "create", "preupload")] == [2, 3, 2]
+    assert hub.repos["me/busy"].messages == ["initial commit", "End of training"]
+
+
+def test_a_hub_that_stays_busy_is_told_in_one_line_before_training(launcher, hub, tmp_path):
+    hub.fault = Answers(create=(503, range(2, 100)))  # the second contact is the Trainer's own
+    run = Run(launcher, [], tmp_path / "run").wait()
+    assert run.status == 2
+    assert "Traceback" not in run.output
+    assert run.lines[-1].startswith(
+        "run_image_classification.py: error: --push_to_hub cannot work, so nothing was trained"
+    )
+    assert "answered with an error (503: no)" in run.lines[-1]
+    assert "'loss'" not in run.output
+
+
+def test_a_model_that_a_busy_hub_does_not_give_is_told_so_in_one_line(example, monkeypatch, capsys):
+    from models import loading
+
+    response = SimpleNamespace(status_code=429, headers={}, reason_phrase="Too Many Requests", request=None)
+
+    def busy(*args, **kwargs):
+        try:
+            raise HfHubHTTPError("too many", response=response)
+        except HfHubHTTPError as error:
+            raise OSError("Can't load it. Make sure that you don't have a local directory of that name.") from error
+
+    monkeypatch.setattr(loading.AutoConfig, "from_pretrained", busy)
+    for read in (loading.pretrained, loading.check_classes):
+        with pytest.raises(SystemExit):
+            read(loading.ModelArguments(model_name_or_path="me/model"), {"id2label": {0: "a"}})
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "'me/model' cannot be loaded: " in line
+        assert "answered with an error (429: Too Many Requests); try again later" in line
 
 
 def test_failed_background_push_is_told_and_the_last_push_brings_everything(launcher, hub, tmp_path):
