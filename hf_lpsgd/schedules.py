@@ -15,6 +15,7 @@ from .lr_schedulers import peak_lr, steps_made, steps_per_update
 from .notices import warn_user
 from .optim.base import LpOptimizer
 from .optim.options import Option
+from .optim.p_in_force import LARGEST_LR, largest_lr
 from .wrappers import partitions_of, unwrap_optimizer, unwrap_scheduler
 
 PSchedule = Literal["cosine", "linear", "lr", "constant"]
@@ -94,6 +95,7 @@ class PScheduleTie:
     moves_each_step: bool  # and is worth a warning if it does not
     by_trainer: bool = False  # the Trainer's callback made it, and not the user
 
+    _peaks: dict[int, float] = field(default_factory=dict, repr=False)  # as far as they are known ahead
     _still: int = field(default=0, repr=False)
     _last_place: Any = field(default=None, repr=False)
 
@@ -118,11 +120,13 @@ class PScheduleTie:
         """Return the p of the param group at `index`, now."""
         lr_share = 1.0
         if self.record.follows_lr:
-            lr = float(group["lr"])
-            # A group that was added later has the rate that it was added with. In the group, checkpoints hold it.
-            group.setdefault("initial_lr", lr)
-            peak = peak_lr(self.lr_scheduler, group, index)
-            lr_share = min(max(lr / peak, 0.0), 1.0) if peak > 0 else 1.0
+            if index not in self._peaks:
+                steps = self.num_training_steps * self.stride or None
+                self._peaks[index] = peak_lr(self.lr_scheduler, group, index, steps)
+            # The states of older versions, and groups that were added later, took no note of the largest rate.
+            group.setdefault(LARGEST_LR, self._peaks[index] or float(group.get("initial_lr", group["lr"])))
+            peak = max(self._peaks[index], largest_lr(group))
+            lr_share = max(float(group["lr"]) / peak, 0.0) if peak > 0 else 1.0
         return self.record.p_at(float(group["p_max"]), Place(self._progress(), lr_share))
 
     def is_past_warmup(self) -> bool:
@@ -239,14 +243,15 @@ def tie_p_schedule(
                 f"p follows the learning rate of this optimizer, which the LR scheduler {name} does not set: it was "
                 f"made for another {type(owner).__name__}. Give the LR scheduler of this one."
             )
-        # ReduceLROnPlateau does not keep the rate that it began with. In the group, checkpoints hold it.
-        is_fresh = not getattr(scheduler, "last_epoch", 0)
-        for group in base.every_group():
-            group.setdefault("initial_lr", float(group["lr"] if is_fresh else base.defaults["lr"]))
     stride, counts = steps_per_update(lr_scheduler), (num_training_steps, num_warmup_steps, steps_per_epoch)
     length, warmup, epoch = (math.ceil((count or 0) / stride) for count in counts)
     moves = counts_steps and steps_per_epoch != 1 and (record.needs_horizon or record.follows_lr)
     tie = PScheduleTie(base, scheduler, schedule, record, length, warmup, granularity, max(epoch, 1), stride, moves)
+    if record.follows_lr and getattr(scheduler, "last_epoch", None) != 0:
+        tie.get_p()  # takes note of the largest rate now, so that every kind of checkpoint finds it
+    elif record.follows_lr:
+        for group in base.every_group():  # a state may still be loaded, so the scheduler is not asked
+            group[LARGEST_LR] = float(group["lr"])
     base.tie, base.partitions = tie, partitions_of(optimizer) or base.partitions
     return tie
 

@@ -155,7 +155,7 @@ def test_a_group_that_is_added_later_has_p_max_at_the_rate_that_it_is_added_with
     optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = 0.025, 0.005
     step(optimizer)
     assert [group["p"] for group in optimizer.param_groups] == pytest.approx([6.5, 11.0])
-    assert optimizer.state_dict()["param_groups"][1]["initial_lr"] == 0.01  # so that a resumed run knows it
+    assert optimizer.state_dict()["param_groups"][1]["largest_lr"] == 0.01  # so that a resumed run knows it
 
 
 def test_a_group_added_after_one_cycle_began_has_a_peak_too():
