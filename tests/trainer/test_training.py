@@ -238,9 +238,24 @@ def test_lr_follows_every_scheduler(scheduler_type, make_trainer):
     trainer = make_trainer(optim_args="p_schedule=lr", **arguments_for(scheduler_type))
     trainer.train()
     ps, lrs = logged(trainer), logged(trainer, "learning_rate")
-    assert ps == pytest.approx([2 + 18 * min(lr / 1e-2, 1) for lr in lrs])
+    peaks = [max(1e-2, *lrs[:count]) for count in range(1, 13)]  # that of greedy rises
+    assert ps == pytest.approx([2 + 18 * lr / peak for lr, peak in zip(lrs, peaks, strict=True)])
     assert len(set(lrs)) > 1 or scheduler_type is SchedulerType.CONSTANT
     assert len(set(ps)) > 1 or len(set(lrs)) == 1
+
+
+def test_lr_goes_by_the_peak_of_a_scheduler_that_a_subclass_makes_whatever_learning_rate_was_given(make_trainer):
+    class Own(Trainer):
+        def create_scheduler(self, num_training_steps, optimizer=None):
+            factors = [1e-3 * min(1, (step + 1) / 3, (12 - step) / 9) for step in range(num_training_steps + 1)]
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factors.__getitem__)
+            return self.lr_scheduler
+
+    trainer = make_trainer(trainer_class=Own, optim_args="p_schedule=lr", learning_rate=10.0, max_steps=12)
+    trainer.train()
+    lrs = logged(trainer, "learning_rate")
+    assert max(lrs) == pytest.approx(1e-2)
+    assert logged(trainer) == pytest.approx([2 + 18 * lr / max(lrs) for lr in lrs])
 
 
 @pytest.mark.parametrize("scheduler_type", SCHEDULERS)
