@@ -113,7 +113,7 @@ class LpOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self.backward_step is not None:
+        if self.backward_step is not None and not self.backward_step.remove_if_over():
             self.backward_step.finish()
             return loss
         calls = calls_with_gradients(self.param_groups, type(self).__name__)

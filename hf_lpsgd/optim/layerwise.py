@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakMethod, WeakSet
 
 import torch
@@ -12,6 +12,14 @@ from torch import Tensor, distributed
 
 from .base import LpOptimizer
 from .update import Call, Update, calls_with_gradients, check_gradients
+
+
+class Training(Protocol):
+    """A training loop of a library, in which some backward passes are no training step."""
+
+    def is_running(self) -> bool: ...
+    def is_stepping(self) -> bool: ...  # whether a backward pass that runs now is that of a training step
+
 
 _attached: WeakSet[StepInBackward] = WeakSet()
 
@@ -22,19 +30,14 @@ def _attached_to(params: Iterable[Tensor]) -> list[StepInBackward]:
     return [step for step in _attached if not wanted.isdisjoint(step._handles)]
 
 
-def remove_those_of_trainers(params: Iterable[Tensor]) -> None:
-    """Remove what Trainers attached to these parameters: a run that failed has left it behind."""
-    for step in _attached_to(params):
-        if step.by_trainer:
-            step.remove()
-
-
 def step_in_backward(optimizer: LpOptimizer) -> StepInBackward:
     """Let `optimizer` make its step in the backward pass, so that no two gradients need to be held at a time.
 
     From now on `loss.backward()` updates each parameter as soon as its gradient is complete, and frees the gradient.
     `optimizer.step()` ends the update: call it, and the LR scheduler's `step`, after each backward pass, as before.
-    The weights are those of the ordinary step, bit for bit.
+    The weights are those of the ordinary step, bit for bit. In a loop of your own every backward pass makes a step,
+    also that of a saliency map, until the handle is removed: `with step_in_backward(optimizer):` around the loop does
+    so however the loop ends. In a Trainer, and after it, only the backward pass of a training step makes one.
 
     Accumulation over several backward passes and more than one process are refused when they are found. Leave out
     gradient clipping and the loss scaling of float16: `clip_grad_norm_` finds no gradients, and does nothing. A model
@@ -44,7 +47,7 @@ def step_in_backward(optimizer: LpOptimizer) -> StepInBackward:
         optimizer: an LPSGD or LPSGDM. Parameters that are frozen now are updated by `step` if they are not later.
 
     Returns:
-        A handle; its `remove()` goes back to the ordinary step.
+        A handle and context manager; its `remove()`, and the end of the `with` block, go back to the ordinary step.
 
     Raises:
         TypeError: it is another optimizer.
@@ -61,15 +64,15 @@ class StepInBackward:
     def __init__(self, optimizer: LpOptimizer, *, by_trainer: bool = False) -> None:
         if not isinstance(optimizer, LpOptimizer):
             raise TypeError(f"Only LPSGD and LPSGDM can step in the backward pass, not {type(optimizer).__name__}.")
-        if optimizer.backward_step is not None:
+        if optimizer.backward_step is not None and not optimizer.backward_step.remove_if_over():
             raise ValueError("This optimizer makes its step in the backward pass already: remove that first.")
         params = [param for group in optimizer.param_groups for param in group["params"] if param.requires_grad]
-        if _attached_to(params):
+        if not all(step.remove_if_over() for step in _attached_to(params)):
             raise ValueError(
                 "Another optimizer updates one of these parameters in the backward pass: call remove() of its handle."
             )
         self.by_trainer = by_trainer  # whether the Trainer's callback attached it
-        self.is_armed = True  # whether a backward pass makes the step; if not, gradients are left as they are
+        self.training: Training | None = None  # only its steps are made in the backward pass; None for all
         self._optimizer = optimizer
         self._lock = Lock()  # the backward pass runs in one thread per device
         self._update: Update | None = None
@@ -85,13 +88,27 @@ class StepInBackward:
         _attached.add(self)
         optimizer.backward_step = self
 
+    def __enter__(self) -> StepInBackward:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.remove()
+
     def remove(self) -> None:
         """Go back to the ordinary step."""
-        for handle in self._handles.values():
-            handle.remove()
-        self._handles.clear()
+        while self._handles:
+            self._handles.popitem()[1].remove()
         if self._optimizer.backward_step is self:
             self._optimizer.backward_step = None
+
+    def remove_if_over(self) -> bool:
+        """Remove what a Trainer attached if its training has ended, as by an exception, and say whether it was so."""
+        if self.training is None or self.training.is_running():
+            return False
+        self.discard()
+        if self.by_trainer:
+            self.remove()
+        return self.by_trainer
 
     def finish(self) -> None:
         """End the update: `optimizer.step()` calls it."""
@@ -105,13 +122,14 @@ class StepInBackward:
             self.discard()
 
     def discard(self) -> None:
-        """Forget the update that has begun: another state was loaded."""
+        """Forget the update that has begun: another state was loaded, or an exception has ended the training."""
         self._update = None
 
     @torch.no_grad()
     def _update_in_backward(self, param: Tensor) -> None:
-        if not self.is_armed:
-            return
+        if self.training is not None and not self.training.is_stepping():
+            self.remove_if_over()
+            return  # the gradient is left as it is
         with self._lock:
             update = self._begun()
             if param not in self._waiting:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from threading import get_ident
+from types import FrameType
 from typing import Any
 
 from accelerate.logging import get_logger
@@ -13,7 +16,7 @@ from transformers.training_args import TrainingArguments
 from ..lr_schedulers import steps_made
 from ..optim import OPTIMIZERS
 from ..optim.base import LpOptimizer
-from ..optim.layerwise import StepInBackward, remove_those_of_trainers
+from ..optim.layerwise import StepInBackward
 from ..optim.measurement import reference_size
 from ..processes import check_processes, engines_requested
 from ..schedules import current_tie, tie_p_schedule
@@ -24,6 +27,33 @@ from .optim_args import OptimArgs, name_of, parse_optim_args, validate_optim_arg
 logger = get_logger(__name__)  # of the first process alone
 
 
+class TrainingLoop:
+    """The training loop that calls this, looked for on the stack: no event tells that an exception has ended it."""
+
+    def __init__(self) -> None:
+        self.is_in_step, self._thread = False, get_ident()
+        self.frame: FrameType | None = sys._getframe()
+        while self.frame is not None and self.frame.f_globals["__name__"] in (__name__, TrainerCallback.__module__):
+            self.frame = self.frame.f_back
+
+    def is_running(self) -> bool:
+        """Say whether the loop has not ended."""
+        return self._called() is not None
+
+    def is_stepping(self) -> bool:
+        """Say whether a backward pass that runs now is that of a training step, and not one of a callback."""
+        return self.is_in_step and TrainerCallback.__module__ not in (self._called() or [TrainerCallback.__module__])
+
+    def _called(self) -> list[str] | None:
+        """Return the modules of the calls in which the loop is; None if it has ended."""
+        # Not the stack of this thread: on a GPU, gradients arrive in a thread of autograd's own.
+        frame, modules = sys._current_frames().get(self._thread), []
+        while frame is not None and frame is not self.frame:
+            modules.append(frame.f_globals["__name__"])
+            frame = frame.f_back
+        return None if frame is None else modules
+
+
 class LpScheduleCallback(TrainerCallback):
     """Ties p to the LR scheduler when training begins, and logs it wherever `learning_rate` is logged.
 
@@ -32,6 +62,7 @@ class LpScheduleCallback(TrainerCallback):
     """
 
     _step_in_backward: StepInBackward | None = None
+    _loop: TrainingLoop | None = None  # in which there is a step in the backward pass
 
     def on_init_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Check the arguments, before data and time are spent."""
@@ -41,7 +72,7 @@ class LpScheduleCallback(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Tie p to the LR scheduler, and let a layerwise optimizer make its step in the backward pass."""
         model, base = kwargs.get("model"), unwrap_optimizer(kwargs.get("optimizer"))
-        remove_those_of_trainers(model.parameters() if model is not None else ())
+        self._step_in_backward = self._loop = None  # those of a training that an exception has ended
         requested = parse_optim_args(args)
         if requested is not None:
             _check_optimizer(base, name_of(args.optim), requested)
@@ -54,25 +85,27 @@ class LpScheduleCallback(TrainerCallback):
         _tie(args, state, requested, kwargs)
         if requested is not None and OPTIMIZERS[name_of(args.optim)].ordinary is not None:
             self._step_in_backward = StepInBackward(base, by_trainer=True)
-            self._step_in_backward.is_armed = False
-        elif base.backward_step is not None:
+        elif base.backward_step is not None and not base.backward_step.remove_if_over():
             check_layerwise(args, "An optimizer given to step_in_backward", "leave out step_in_backward")
+        if base.backward_step is not None:
+            base.backward_step.training = self._loop = TrainingLoop()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Let the backward pass of this training step update the parameters."""
-        if self._step_in_backward is not None:
-            self._step_in_backward.is_armed = True
+        if self._loop is not None:
+            self._loop.is_in_step = True
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Leave later backward passes alone, such as those of an evaluation."""
-        if self._step_in_backward is not None:
-            self._step_in_backward.is_armed = False
+        if self._loop is not None:
+            self._loop.is_in_step = False
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Go back to the ordinary step."""
         if self._step_in_backward is not None:
             self._step_in_backward.remove()
-            self._step_in_backward = None
+        if self._loop is not None:
+            self._loop.frame = None  # which holds all that the loop knows
 
     def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Put p and grad_rms into the logs of a training step, and into the history."""
