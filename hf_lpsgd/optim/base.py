@@ -20,7 +20,7 @@ from .options import LR, Option, P
 from .p_in_force import Tie, write_p
 from .precision import check_momentum, check_precision
 from .shards import Partitions
-from .update import ROUNDED_STEPS, Call, Update, calls_with_gradients, describe
+from .update import ROUNDED_STEPS, Call, Update, calls_with_gradients, describe, is_no_update
 
 
 class LpOptimizer(Optimizer):
@@ -117,11 +117,20 @@ class LpOptimizer(Optimizer):
             self.backward_step.finish()
             return loss
         calls = calls_with_gradients(self.param_groups, type(self).__name__)
+        if self.makes_state_only(calls):
+            return loss
         update = self.begin_update()
         for call in calls:
             update.apply(call)
         update.end()
         return loss
+
+    def makes_state_only(self, calls: Sequence[Call]) -> bool:
+        """Make the state and nothing else if the step is no update, and say whether it is none."""
+        is_none = is_no_update(self.param_groups, calls, self.partitions)
+        for call in calls if is_none else ():
+            self.buffers(call.group, call.params)
+        return is_none
 
     def begin_update(self) -> Update:
         """Begin an update, or the next call of one that an engine makes by several: its p, its reference size."""

@@ -113,7 +113,10 @@ class StepInBackward:
     def finish(self) -> None:
         """End the update: `optimizer.step()` calls it."""
         with self._lock:
-            for call in calls_with_gradients(self._optimizer.param_groups, type(self._optimizer).__name__):
+            calls = calls_with_gradients(self._optimizer.param_groups, type(self._optimizer).__name__)
+            if self._update is None and self._optimizer.makes_state_only(calls):
+                return
+            for call in calls:
                 self._begun().apply(call)
                 for param in call.params:
                     param.grad = None
