@@ -48,11 +48,11 @@ def peak_lr(lr_scheduler: Any, group: dict[str, Any], index: int, steps: int | N
 
     It is 0 where nobody can know it ahead, as where `steps` is None and the rate never falls.
     """
-    rate_of = _rate_of(lr_scheduler, group, index)
+    rate_of = _rate_of(lr_scheduler, group, index) or (lambda step: 0.0)
 
     def rate_at(step: int) -> float:
         with suppress(Exception):  # of the user's own function, which may know no step beyond the run
-            return float(rate_of(step)) if rate_of is not None else 0.0
+            return float(rate_of(step))
         return -math.inf
 
     first, end, top, stride = 0, steps or _FAR, 0, 0
@@ -60,21 +60,17 @@ def peak_lr(lr_scheduler: Any, group: dict[str, Any], index: int, steps: int | N
         stride = max((end - first) // _PROBES, 1)
         top = max(range(first, end, stride), key=rate_at)
         first, end = max(top - stride, 0), min(top + stride, end)
-    peak = rate_at(top)
-    return peak if math.isfinite(peak) and (steps is not None or top < _FAR - 1) else 0.0
+    return rate_at(top) if math.isfinite(rate_at(top)) and (steps or top < _FAR - 1) else 0.0
 
 
 def _rate_of(lr_scheduler: Any, group: dict[str, Any], index: int) -> Callable[[int], Any] | None:
     """Return what gives the group's rate at a step, or a bound of it; it leaves the scheduler as it is."""
     members, milestones = (getattr(lr_scheduler, name, None) for name in ("_schedulers", "_milestones"))
     if members:
-        rates = [rate for member in members if (rate := _rate_of(member, group, index)) is not None]
-        if len(rates) < len(members):
-            return None
+        rates: list[Any] = [_rate_of(member, group, index) for member in members]
+        starts, initial = [0, *(milestones or ())], group.get("initial_lr")
         if milestones is None:  # ChainedScheduler, whose members multiply the rate
-            initial = float(group["initial_lr"])
             return lambda step: initial * math.prod(rate(step) / initial for rate in rates)
-        starts = [0, *milestones]  # SequentialLR
         return lambda step: rates[at := bisect_right(starts, step) - 1](step - starts[at])
     base_lrs = getattr(lr_scheduler, "base_lrs", ())[index : index + 1]
     # A subclass that overrides get_lr gives other rates than the closed form that it inherits.
@@ -86,13 +82,15 @@ def _rate_of(lr_scheduler: Any, group: dict[str, Any], index: int) -> Callable[[
         twin = copy.copy(lr_scheduler)
         twin.base_lrs = base_lrs
         return lambda step: vars(twin).update(last_epoch=step) or twin._get_closed_form_lr()[0]
+    if _counts_evaluations(lr_scheduler):
+        return None
     # CyclicLR and most schedulers of DeepSpeed have max_lrs, its WarmupCosineLR has org_lrs.
-    bounds = getattr(lr_scheduler, "max_lrs", None) or getattr(lr_scheduler, "org_lrs", None) or ()
-    bound = bounds[index] if index < len(bounds) else None
+    bounds: Any = getattr(lr_scheduler, "max_lrs", None) or getattr(lr_scheduler, "org_lrs", ())
+    bounds = bounds[index : index + 1]
     if isinstance(lr_scheduler, OneCycleLR):
-        bound = group.get("max_lr")
-    elif bound is None and kind.__module__ == LRScheduler.__module__ and base_lrs:
-        bound = base_lrs[0]  # MultiplicativeLR and CosineAnnealingWarmRestarts begin with it
-    elif bound is None and not isinstance(lr_scheduler, LRScheduler) and "initial_lr" in group:
-        bound = float(group["initial_lr"]) * float(group.get("lr_scale", 1.0))  # as timm's schedulers do
-    return None if bound is None or _counts_evaluations(lr_scheduler) else lambda step: bound
+        bounds = [group["max_lr"]] if "max_lr" in group else []
+    elif not bounds and kind.__module__ == LRScheduler.__module__:
+        bounds = base_lrs  # with which MultiplicativeLR and CosineAnnealingWarmRestarts begin
+    elif not bounds and not isinstance(lr_scheduler, LRScheduler) and "initial_lr" in group:
+        bounds = [float(group["initial_lr"]) * float(group.get("lr_scale", 1.0))]  # as timm's schedulers have it
+    return (lambda step: bounds[0]) if bounds else None

@@ -96,7 +96,7 @@ class PScheduleTie:
     by_trainer: bool = False  # the Trainer's callback made it, and not the user
 
     _peaks: dict[int, float] = field(default_factory=dict, repr=False)  # as far as they are known ahead
-    _still: int = field(default=0, repr=False)
+    _still: float = field(default=0, repr=False)  # updates at which the LR scheduler has not moved
     _last_place: Any = field(default=None, repr=False)
 
     def get_p(self) -> list[float]:
@@ -141,23 +141,25 @@ class PScheduleTie:
             return None
         return (
             f"the p schedule {self.schedule!r} over {self.num_training_steps} steps is not that of the saved run, or "
-            "its LR scheduler was not loaded with it. To go on as before, tie p as in that run, and load both"
+            "its LR scheduler was not loaded with it. To go on as before, give its p schedule and steps, and load both"
         )
 
     def begin_update(self) -> None:
-        """Warn once where the LR scheduler, and with it p, has not moved for several updates."""
+        """Warn once where the LR scheduler, and with it p, does not move for several updates."""
         if not self.moves_each_step or (self.record.needs_horizon and self._progress() >= 1.0):
             return  # at the end of the run p rests
         groups = self.optimizer.every_group() if self.record.follows_lr else ()
         place = (steps_made(self.lr_scheduler), [float(group["lr"]) for group in groups])
-        self._still = self._still + 1 if place == self._last_place else 1
+        # It may miss a few, but not half of them, as where it is stepped once per epoch and these are short.
+        self._still = self._still + 1 if place == self._last_place else max(self._still - 0.5, 0)
         self._last_place = place
-        if self._still > _SEVERAL:
+        if self._still >= _SEVERAL:
             self.moves_each_step = False
             warn_user(
                 f"p is tied to a {type(self.lr_scheduler).__name__} that has not moved for {_SEVERAL} optimizer "
                 f"steps, and stays at {self.optimizer.param_groups[0]['p']:.4g}. Step it after each optimizer step, "
-                "or tie the LR scheduler that is stepped. If it is stepped once per epoch, give steps_per_epoch=1."
+                "or tie the LR scheduler that is stepped. If it is stepped once per epoch, give num_training_steps "
+                "and num_warmup_steps in epochs, as to the LR scheduler, and steps_per_epoch=1."
             )
 
     def _step(self) -> int:
@@ -213,6 +215,11 @@ def tie_p_schedule(
             `linear` meet an LR scheduler that counts evaluations, as ReduceLROnPlateau and GreedyLR do, or nothing.
     """
     base, scheduler = unwrap_optimizer(optimizer), unwrap_scheduler(lr_scheduler)
+    if hasattr(scheduler, "param_groups"):
+        second = f"but the second is an optimizer here, {type(scheduler).__name__}"
+        raise ValueError(
+            f"The arguments of tie_p_schedule are an optimizer and then its LR scheduler, {second}: swap them."
+        )
     if not isinstance(base, LpOptimizer):
         raise ValueError(
             f"tie_p_schedule ties the p of LPSGD or LPSGDM, and this optimizer is {type(base).__name__}: it has no p. "
@@ -247,11 +254,11 @@ def tie_p_schedule(
     length, warmup, epoch = (math.ceil((count or 0) / stride) for count in counts)
     moves = counts_steps and steps_per_epoch != 1 and (record.needs_horizon or record.follows_lr)
     tie = PScheduleTie(base, scheduler, schedule, record, length, warmup, granularity, max(epoch, 1), stride, moves)
-    if record.follows_lr and getattr(scheduler, "last_epoch", None) != 0:
-        tie.get_p()  # takes note of the largest rate now, so that every kind of checkpoint finds it
-    elif record.follows_lr:
-        for group in base.every_group():  # a state may still be loaded, so the scheduler is not asked
+    for index, group in enumerate(base.every_group() if record.follows_lr else ()):
+        if getattr(scheduler, "last_epoch", None) == 0:  # the scheduler is not asked yet: a state may be loaded
             group[LARGEST_LR] = float(group["lr"])
+        else:
+            tie.p_of(group, index)  # takes note of the rate now, so that every kind of checkpoint finds it
     base.tie, base.partitions = tie, partitions_of(optimizer) or base.partitions
     return tie
 

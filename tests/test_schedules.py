@@ -476,6 +476,17 @@ def test_an_optimizer_without_p_is_refused_by_name():
         tie_p_schedule(optimizer, linear_warmup(optimizer), "constant")
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "lr", "constant"])
+def test_arguments_in_the_wrong_order_are_refused_with_the_right_one(schedule):
+    optimizer = make_optimizer()
+    scheduler = linear_warmup(optimizer)
+    message = r"an optimizer and then its LR scheduler, but the second is an optimizer here, LPSGDM: swap them"
+    for first, second in ((scheduler, optimizer), (Wrapper(scheduler), optimizer), (torch.nn.Linear(1, 1), optimizer)):
+        with pytest.raises(ValueError, match=message):
+            tie_p_schedule(first, second, schedule, num_training_steps=STEPS)
+    assert current_tie(optimizer) is None
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 def test_a_scheduler_that_counts_evaluations_is_refused_with_what_to_use_instead(schedule):
     optimizer = make_optimizer()

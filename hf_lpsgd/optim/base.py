@@ -98,7 +98,8 @@ class LpOptimizer(Optimizer):
         if replaced:
             warn_user(
                 f"The loaded state replaces options of this {type(self).__name__}: {', '.join(replaced)}. To change "
-                "them, set them in optimizer.param_groups after loading, or start a new run from its weights."
+                "them, start a new run from its weights, without --resume_from_checkpoint; in a loop of your own, you "
+                "can also set them in optimizer.param_groups after loading."
             )
 
     @torch.no_grad()
@@ -117,7 +118,7 @@ class LpOptimizer(Optimizer):
             self.backward_step.finish()
             return loss
         calls = calls_with_gradients(self.param_groups, type(self).__name__)
-        if self.makes_state_only(calls):
+        if self.only_makes_state(calls):
             return loss
         update = self.begin_update()
         for call in calls:
@@ -125,9 +126,9 @@ class LpOptimizer(Optimizer):
         update.end()
         return loss
 
-    def makes_state_only(self, calls: Sequence[Call]) -> bool:
-        """Make the state and nothing else if the step is no update, and say whether it is none."""
-        is_none = is_no_update(self.param_groups, calls, self.partitions)
+    def only_makes_state(self, calls: Sequence[Call]) -> bool:
+        """Say whether a step is no update; then make the state, and nothing else."""
+        is_none = not torch.compiler.is_compiling() and is_no_update(self.param_groups, calls, self.partitions)
         for call in calls if is_none else ():
             self.buffers(call.group, call.params)
         return is_none

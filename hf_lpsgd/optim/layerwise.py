@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakMethod, WeakSet
 
 import torch
@@ -13,21 +13,7 @@ from torch import Tensor, distributed
 from .base import LpOptimizer
 from .update import Call, Update, calls_with_gradients, check_gradients
 
-
-class Training(Protocol):
-    """A training loop of a library, in which some backward passes are no training step."""
-
-    def is_running(self) -> bool: ...
-    def is_stepping(self) -> bool: ...  # whether a backward pass that runs now is that of a training step
-
-
 _attached: WeakSet[StepInBackward] = WeakSet()
-
-
-def _attached_to(params: Iterable[Tensor]) -> list[StepInBackward]:
-    """Return what updates any of these parameters in the backward pass."""
-    wanted = set(params)
-    return [step for step in _attached if not wanted.isdisjoint(step._handles)]
 
 
 def step_in_backward(optimizer: LpOptimizer) -> StepInBackward:
@@ -36,8 +22,8 @@ def step_in_backward(optimizer: LpOptimizer) -> StepInBackward:
     From now on `loss.backward()` updates each parameter as soon as its gradient is complete, and frees the gradient.
     `optimizer.step()` ends the update: call it, and the LR scheduler's `step`, after each backward pass, as before.
     The weights are those of the ordinary step, bit for bit. In a loop of your own every backward pass makes a step,
-    also that of a saliency map, until the handle is removed: `with step_in_backward(optimizer):` around the loop does
-    so however the loop ends. In a Trainer, and after it, only the backward pass of a training step makes one.
+    until the handle is removed; `with step_in_backward(optimizer):` removes it however the loop ends. In a Trainer,
+    and after it, only that of a training step does.
 
     Accumulation over several backward passes and more than one process are refused when they are found. Leave out
     gradient clipping and the loss scaling of float16: `clip_grad_norm_` finds no gradients, and does nothing. A model
@@ -47,7 +33,7 @@ def step_in_backward(optimizer: LpOptimizer) -> StepInBackward:
         optimizer: an LPSGD or LPSGDM. Parameters that are frozen now are updated by `step` if they are not later.
 
     Returns:
-        A handle and context manager; its `remove()`, and the end of the `with` block, go back to the ordinary step.
+        A handle; its `remove()`, or the end of its `with` block, goes back to the ordinary step.
 
     Raises:
         TypeError: it is another optimizer.
@@ -58,7 +44,7 @@ def step_in_backward(optimizer: LpOptimizer) -> StepInBackward:
     return StepInBackward(optimizer)
 
 
-class StepInBackward:
+class StepInBackward(AbstractContextManager["StepInBackward"]):
     """What [`step_in_backward`][hf_lpsgd.step_in_backward] has attached to an optimizer."""
 
     def __init__(self, optimizer: LpOptimizer, *, by_trainer: bool = False) -> None:
@@ -67,12 +53,12 @@ class StepInBackward:
         if optimizer.backward_step is not None and not optimizer.backward_step.remove_if_over():
             raise ValueError("This optimizer makes its step in the backward pass already: remove that first.")
         params = [param for group in optimizer.param_groups for param in group["params"] if param.requires_grad]
-        if not all(step.remove_if_over() for step in _attached_to(params)):
+        if not all(step.remove_if_over() for step in list(_attached) if not step._handles.keys().isdisjoint(params)):
             raise ValueError(
                 "Another optimizer updates one of these parameters in the backward pass: call remove() of its handle."
             )
         self.by_trainer = by_trainer  # whether the Trainer's callback attached it
-        self.training: Training | None = None  # only its steps are made in the backward pass; None for all
+        self.training: Any = None  # a loop whose steps alone are made in the backward pass; None for every one
         self._optimizer = optimizer
         self._lock = Lock()  # the backward pass runs in one thread per device
         self._update: Update | None = None
@@ -84,12 +70,9 @@ class StepInBackward:
             if (method := update()) is not None:
                 method(param)
 
-        self._handles = {param: param.register_post_accumulate_grad_hook(hook) for param in params}
+        self._handles: dict[Tensor, Any] = {param: param.register_post_accumulate_grad_hook(hook) for param in params}
         _attached.add(self)
         optimizer.backward_step = self
-
-    def __enter__(self) -> StepInBackward:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.remove()
@@ -103,7 +86,7 @@ class StepInBackward:
 
     def remove_if_over(self) -> bool:
         """Remove what a Trainer attached if its training has ended, as by an exception, and say whether it was so."""
-        if self.training is None or self.training.is_running():
+        if self.training is None or self.training.calls() is not None:
             return False
         self.discard()
         if self.by_trainer:
@@ -114,7 +97,7 @@ class StepInBackward:
         """End the update: `optimizer.step()` calls it."""
         with self._lock:
             calls = calls_with_gradients(self._optimizer.param_groups, type(self._optimizer).__name__)
-            if self._update is None and self._optimizer.makes_state_only(calls):
+            if self._update is None and self._optimizer.only_makes_state(calls):
                 return
             for call in calls:
                 self._begun().apply(call)

@@ -15,8 +15,7 @@ LARGEST_LR = "largest_lr"  # in a param group whose p follows its learning rate,
 
 def largest_lr(group: dict[str, Any]) -> float:
     """Return the largest learning rate that the group has had, and take note of the present one."""
-    lr = float(group["lr"])
-    group[LARGEST_LR] = max(lr, float(group.get(LARGEST_LR, lr)))
+    group[LARGEST_LR] = max(float(group["lr"]), group.get(LARGEST_LR, 0.0))
     return float(group[LARGEST_LR])
 
 

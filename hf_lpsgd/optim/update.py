@@ -61,22 +61,20 @@ def check_gradients(call: Call, optimizer: str) -> None:
 
 
 def is_no_update(groups: Groups, calls: Sequence[Call], partitions: Partitions | None) -> bool:
-    """Say whether all learning rates and gradients are zero: checkpointing code makes such a step, to make the state.
+    """Say whether all rates and gradients are zero, as in a step by which checkpointing code makes the state.
 
-    Where a rate is not zero, nothing is looked at on a device.
+    Where a rate is not zero, nothing is looked at on a device. All processes find the same.
     """
-    if torch.compiler.is_compiling():
+    rates = [group["lr"] for group in groups]
+    if any((isinstance(lr, Tensor) and lr.device.type != "cpu") or lr != 0 for lr in rates):
         return False
-    for lr in (group["lr"] for group in groups):
-        if (isinstance(lr, Tensor) and lr.device.type != "cpu") or lr != 0:
-            return False
-    found: dict[tuple[Any, ...], int] = {} if partitions is None else {(partitions.group,): 0}
+    found = defaultdict(int, {} if partitions is None else {(partitions.group,): 0})
     for call in calls:
         for param, grad in zip(call.params, call.grads, strict=True):
-            local, key = grad.to_local() if hasattr(grad, "to_local") else grad, groups_of(param, partitions)
-            found[key] = found.get(key, 0) + bool(local.any())
+            local = grad.to_local() if hasattr(grad, "to_local") else grad
+            found[groups_of(param, partitions)] += bool(local.any())
     device = calls[0].params[0].device if calls else None
-    return not any(add_up(key, count, 0, device)[0] for key, count in found.items())  # which all processes find alike
+    return not any(add_up(key, count, 0, device)[0] for key, count in found.items())
 
 
 def describe(group: dict[str, Any], index: int) -> str:

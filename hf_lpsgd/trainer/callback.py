@@ -26,6 +26,8 @@ from .optim_args import OptimArgs, name_of, parse_optim_args, validate_optim_arg
 
 logger = get_logger(__name__)  # of the first process alone
 
+_CALLBACKS = TrainerCallback.__module__  # which calls those of all callbacks
+
 
 class TrainingLoop:
     """The training loop that calls this, looked for on the stack: no event tells that an exception has ended it."""
@@ -33,25 +35,21 @@ class TrainingLoop:
     def __init__(self) -> None:
         self.is_in_step, self._thread = False, get_ident()
         self.frame: FrameType | None = sys._getframe()
-        while self.frame is not None and self.frame.f_globals["__name__"] in (__name__, TrainerCallback.__module__):
+        while self.frame is not None and self.frame.f_globals["__name__"] in (__name__, _CALLBACKS):
             self.frame = self.frame.f_back
 
-    def is_running(self) -> bool:
-        """Say whether the loop has not ended."""
-        return self._called() is not None
-
-    def is_stepping(self) -> bool:
-        """Say whether a backward pass that runs now is that of a training step, and not one of a callback."""
-        return self.is_in_step and TrainerCallback.__module__ not in (self._called() or [TrainerCallback.__module__])
-
-    def _called(self) -> list[str] | None:
-        """Return the modules of the calls in which the loop is; None if it has ended."""
+    def calls(self) -> list[str] | None:
+        """Return the modules of the calls that the loop is in; None if it has ended."""
         # Not the stack of this thread: on a GPU, gradients arrive in a thread of autograd's own.
         frame, modules = sys._current_frames().get(self._thread), []
         while frame is not None and frame is not self.frame:
             modules.append(frame.f_globals["__name__"])
             frame = frame.f_back
         return None if frame is None else modules
+
+    def is_stepping(self) -> bool:
+        """Say whether a backward pass that runs now is that of a training step, and not one of a callback."""
+        return self.is_in_step and _CALLBACKS not in (self.calls() or [_CALLBACKS])
 
 
 class LpScheduleCallback(TrainerCallback):
@@ -184,8 +182,8 @@ def _tie(args: TrainingArguments, state: TrainerState, requested: OptimArgs | No
         optimizer,
         lr_scheduler,
         schedule,
-        num_training_steps=state.max_steps,
-        num_warmup_steps=args.get_warmup_steps(state.max_steps),
+        num_training_steps=max(state.max_steps, 1),  # 0 is a run without a step, or with one (--max_steps 0)
+        num_warmup_steps=state.max_steps and args.get_warmup_steps(state.max_steps),
         granularity=granularity,
         steps_per_epoch=steps_per_epoch,
     )

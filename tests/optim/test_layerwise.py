@@ -137,7 +137,7 @@ def test_a_second_backward_pass_before_the_step_is_refused():
 def test_a_backward_pass_that_is_no_training_step_is_an_ordinary_one():
     model = nn.Linear(2, 2)
     handle = step_in_backward(LPSGD(model.parameters()))
-    handle.training = SimpleNamespace(is_running=lambda: True, is_stepping=lambda: False)
+    handle.training = SimpleNamespace(calls=list, is_stepping=lambda: False)
     before = model.weight.detach().clone()
     for _ in range(2):  # a second one is no accumulation either
         model(torch.ones(1, 2)).sum().backward()

@@ -378,3 +378,21 @@ def test_a_trainer_without_the_callback_refuses_to_train_at_p_max(make_trainer, 
     monkeypatch.setattr("transformers.trainer.DEFAULT_CALLBACKS", [DefaultFlowCallback])
     with pytest.raises(ValueError, match=r"does not have the callback of hf_lpsgd"):
         make_trainer(max_steps=3).train()
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "lpsgdm", "lpsgdm_layerwise"])
+@pytest.mark.parametrize(
+    ("arguments", "made"), [({"num_train_epochs": 0, "warmup_steps": 2}, 0), ({"max_steps": 0}, 1)]
+)
+def test_a_run_without_a_step_trains_nothing_and_returns_as_with_adamw(optim, arguments, made, make_trainer, recwarn):
+    trainer = make_trainer(optim=optim, max_grad_norm=0.0, **arguments)
+    before = [param.clone() for param in trainer.model.parameters()]
+    assert trainer.train().global_step == made  # with max_steps=0 the Trainer itself makes a step
+    assert made or all(torch.equal(*pair) for pair in zip(before, trainer.model.parameters(), strict=True))
+    assert not [warning for warning in recwarn if "p " in str(warning.message)]
+
+
+def test_a_complete_run_that_is_resumed_without_a_step_to_make_returns_as_with_adamw(make_trainer, tmp_path):
+    make_trainer(max_steps=4, save_strategy="steps", save_steps=4).train()
+    resumed = make_trainer(num_train_epochs=0).train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-4"))
+    assert resumed.global_step == 4
