@@ -200,7 +200,7 @@ def tie_p_schedule(
         schedule: `"cosine"`, the paper's, from `p_max` to 2; `"linear"`; `"lr"`, with `p - 2` proportional to the
             learning rate, so that p follows any LR schedule; `"constant"`, at `p_max`.
         num_training_steps: length of the run, as the LR scheduler was given it. `cosine` and `linear` need it: p is 2
-            at the last of these steps, and stays there.
+            at the last of these steps, and stays there. `lr` looks for the peak of the learning rate in it.
         num_warmup_steps: for how many of these steps `cosine` and `linear` first hold p at `p_max`.
         granularity: `"step"`, or `"epoch"`: p changes only between epochs, exactly by the paper's formula. A warm-up
             holds p at `p_max` and does not shift the formula.

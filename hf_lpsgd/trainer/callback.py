@@ -35,15 +35,15 @@ class TrainingLoop:
     def __init__(self) -> None:
         self.is_in_step, self._thread = False, get_ident()
         self.frame: FrameType | None = sys._getframe()
-        while self.frame is not None and self.frame.f_globals["__name__"] in (__name__, _CALLBACKS):
+        while self.frame is not None and self.frame.f_globals.get("__name__") in (__name__, _CALLBACKS):
             self.frame = self.frame.f_back
 
-    def calls(self) -> list[str] | None:
+    def calls(self) -> list[str | None] | None:
         """Return the modules of the calls that the loop is in; None if it has ended."""
         # Not the stack of this thread: on a GPU, gradients arrive in a thread of autograd's own.
         frame, modules = sys._current_frames().get(self._thread), []
         while frame is not None and frame is not self.frame:
-            modules.append(frame.f_globals["__name__"])
+            modules.append(frame.f_globals.get("__name__"))
             frame = frame.f_back
         return None if frame is None else modules
 
@@ -60,7 +60,6 @@ class LpScheduleCallback(TrainerCallback):
     """
 
     _step_in_backward: StepInBackward | None = None
-    _loop: TrainingLoop | None = None  # in which there is a step in the backward pass
 
     def on_init_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Check the arguments, before data and time are spent."""
@@ -70,7 +69,7 @@ class LpScheduleCallback(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Tie p to the LR scheduler, and let a layerwise optimizer make its step in the backward pass."""
         model, base = kwargs.get("model"), unwrap_optimizer(kwargs.get("optimizer"))
-        self._step_in_backward = self._loop = None  # those of a training that an exception has ended
+        self._step_in_backward = None  # that of a training that an exception has ended
         requested = parse_optim_args(args)
         if requested is not None:
             _check_optimizer(base, name_of(args.optim), requested)
@@ -82,28 +81,29 @@ class LpScheduleCallback(TrainerCallback):
         base.partitions = partitions_of(kwargs.get("optimizer"), model)
         _tie(args, state, requested, kwargs)
         if requested is not None and OPTIMIZERS[name_of(args.optim)].ordinary is not None:
-            self._step_in_backward = StepInBackward(base, by_trainer=True)
+            StepInBackward(base, by_trainer=True)
         elif base.backward_step is not None and not base.backward_step.remove_if_over():
             check_layerwise(args, "An optimizer given to step_in_backward", "leave out step_in_backward")
-        if base.backward_step is not None:
-            base.backward_step.training = self._loop = TrainingLoop()
+        self._step_in_backward = base.backward_step
+        if self._step_in_backward is not None:
+            self._step_in_backward.training = TrainingLoop()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Let the backward pass of this training step update the parameters."""
-        if self._loop is not None:
-            self._loop.is_in_step = True
+        if self._step_in_backward is not None:
+            self._step_in_backward.training.is_in_step = True
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Leave later backward passes alone, such as those of an evaluation."""
-        if self._loop is not None:
-            self._loop.is_in_step = False
+        if self._step_in_backward is not None:
+            self._step_in_backward.training.is_in_step = False
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Go back to the ordinary step."""
         if self._step_in_backward is not None:
-            self._step_in_backward.remove()
-        if self._loop is not None:
-            self._loop.frame = None  # which holds all that the loop knows
+            self._step_in_backward.training.frame = None  # which held all that the loop knew
+            self._step_in_backward.remove_if_over()
+            self._step_in_backward = None
 
     def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Put p and grad_rms into the logs of a training step, and into the history."""
