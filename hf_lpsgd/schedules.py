@@ -15,6 +15,7 @@ from .lr_schedulers import peak_lr, steps_made, steps_per_update
 from .notices import warn_user
 from .optim.base import LpOptimizer
 from .optim.options import Option
+from .optim.p_in_force import LARGEST_LR, largest_lr
 from .wrappers import partitions_of, unwrap_optimizer, unwrap_scheduler
 
 PSchedule = Literal["cosine", "linear", "lr", "constant"]
@@ -94,7 +95,8 @@ class PScheduleTie:
     moves_each_step: bool  # and is worth a warning if it does not
     by_trainer: bool = False  # the Trainer's callback made it, and not the user
 
-    _still: int = field(default=0, repr=False)
+    _peaks: dict[int, float] = field(default_factory=dict, repr=False)  # as far as they are known ahead
+    _still: float = field(default=0, repr=False)  # updates at which the LR scheduler has not moved
     _last_place: Any = field(default=None, repr=False)
 
     def get_p(self) -> list[float]:
@@ -118,11 +120,13 @@ class PScheduleTie:
         """Return the p of the param group at `index`, now."""
         lr_share = 1.0
         if self.record.follows_lr:
-            lr = float(group["lr"])
-            # A group that was added later has the rate that it was added with. In the group, checkpoints hold it.
-            group.setdefault("initial_lr", lr)
-            peak = peak_lr(self.lr_scheduler, group, index)
-            lr_share = min(max(lr / peak, 0.0), 1.0) if peak > 0 else 1.0
+            if index not in self._peaks:
+                steps = self.num_training_steps * self.stride or None
+                self._peaks[index] = peak_lr(self.lr_scheduler, group, index, steps)
+            # The states of older versions, and groups that were added later, took no note of the largest rate.
+            group.setdefault(LARGEST_LR, self._peaks[index] or float(group.get("initial_lr", group["lr"])))
+            peak = max(self._peaks[index], largest_lr(group))
+            lr_share = max(float(group["lr"]) / peak, 0.0) if peak > 0 else 1.0
         return self.record.p_at(float(group["p_max"]), Place(self._progress(), lr_share))
 
     def is_past_warmup(self) -> bool:
@@ -137,23 +141,25 @@ class PScheduleTie:
             return None
         return (
             f"the p schedule {self.schedule!r} over {self.num_training_steps} steps is not that of the saved run, or "
-            "its LR scheduler was not loaded with it. To go on as before, tie p as in that run, and load both"
+            "its LR scheduler was not loaded with it. To go on as before, give its p schedule and steps, and load both"
         )
 
     def begin_update(self) -> None:
-        """Warn once where the LR scheduler, and with it p, has not moved for several updates."""
+        """Warn once where the LR scheduler, and with it p, does not move for several updates."""
         if not self.moves_each_step or (self.record.needs_horizon and self._progress() >= 1.0):
             return  # at the end of the run p rests
         groups = self.optimizer.every_group() if self.record.follows_lr else ()
         place = (steps_made(self.lr_scheduler), [float(group["lr"]) for group in groups])
-        self._still = self._still + 1 if place == self._last_place else 1
+        # It may miss a few, but not half of them, as where it is stepped once per epoch and these are short.
+        self._still = self._still + 1 if place == self._last_place else max(self._still - 0.5, 0)
         self._last_place = place
-        if self._still > _SEVERAL:
+        if self._still >= _SEVERAL:
             self.moves_each_step = False
             warn_user(
                 f"p is tied to a {type(self.lr_scheduler).__name__} that has not moved for {_SEVERAL} optimizer "
                 f"steps, and stays at {self.optimizer.param_groups[0]['p']:.4g}. Step it after each optimizer step, "
-                "or tie the LR scheduler that is stepped. If it is stepped once per epoch, give steps_per_epoch=1."
+                "or tie the LR scheduler that is stepped. If it is stepped once per epoch, give num_training_steps "
+                "and num_warmup_steps in epochs, as to the LR scheduler, and steps_per_epoch=1."
             )
 
     def _step(self) -> int:
@@ -194,7 +200,7 @@ def tie_p_schedule(
         schedule: `"cosine"`, the paper's, from `p_max` to 2; `"linear"`; `"lr"`, with `p - 2` proportional to the
             learning rate, so that p follows any LR schedule; `"constant"`, at `p_max`.
         num_training_steps: length of the run, as the LR scheduler was given it. `cosine` and `linear` need it: p is 2
-            at the last of these steps, and stays there.
+            at the last of these steps, and stays there. `lr` looks for the peak of the learning rate in it.
         num_warmup_steps: for how many of these steps `cosine` and `linear` first hold p at `p_max`.
         granularity: `"step"`, or `"epoch"`: p changes only between epochs, exactly by the paper's formula. A warm-up
             holds p at `p_max` and does not shift the formula.
@@ -209,6 +215,11 @@ def tie_p_schedule(
             `linear` meet an LR scheduler that counts evaluations, as ReduceLROnPlateau and GreedyLR do, or nothing.
     """
     base, scheduler = unwrap_optimizer(optimizer), unwrap_scheduler(lr_scheduler)
+    if hasattr(scheduler, "param_groups"):
+        second = f"but the second is an optimizer here, {type(scheduler).__name__}"
+        raise ValueError(
+            f"The arguments of tie_p_schedule are an optimizer and then its LR scheduler, {second}: swap them."
+        )
     if not isinstance(base, LpOptimizer):
         raise ValueError(
             f"tie_p_schedule ties the p of LPSGD or LPSGDM, and this optimizer is {type(base).__name__}: it has no p. "
@@ -239,14 +250,15 @@ def tie_p_schedule(
                 f"p follows the learning rate of this optimizer, which the LR scheduler {name} does not set: it was "
                 f"made for another {type(owner).__name__}. Give the LR scheduler of this one."
             )
-        # ReduceLROnPlateau does not keep the rate that it began with. In the group, checkpoints hold it.
-        is_fresh = not getattr(scheduler, "last_epoch", 0)
-        for group in base.every_group():
-            group.setdefault("initial_lr", float(group["lr"] if is_fresh else base.defaults["lr"]))
     stride, counts = steps_per_update(lr_scheduler), (num_training_steps, num_warmup_steps, steps_per_epoch)
     length, warmup, epoch = (math.ceil((count or 0) / stride) for count in counts)
     moves = counts_steps and steps_per_epoch != 1 and (record.needs_horizon or record.follows_lr)
     tie = PScheduleTie(base, scheduler, schedule, record, length, warmup, granularity, max(epoch, 1), stride, moves)
+    for index, group in enumerate(base.every_group() if record.follows_lr else ()):
+        if getattr(scheduler, "last_epoch", None) == 0:  # the scheduler is not asked yet: a state may be loaded
+            group[LARGEST_LR] = float(group["lr"])
+        else:
+            tie.p_of(group, index)  # takes note of the rate now, so that every kind of checkpoint finds it
     base.tie, base.partitions = tie, partitions_of(optimizer) or base.partitions
     return tie
 

@@ -285,6 +285,116 @@ def test_lr_knows_the_peak_of_one_cycle_and_cyclic_schedulers():
     assert [p - 2 for p in ps] == pytest.approx([18 * lr / 0.5 for lr in lrs])
 
 
+def warm_up_then(make):
+    def sequential(optimizer):
+        parts = [torch_schedulers.LinearLR(optimizer, 0.1, total_iters=4), make(optimizer)]
+        return torch_schedulers.SequentialLR(optimizer, parts, milestones=[4])
+
+    return sequential
+
+
+class Counting:
+    """A factor that is an object with a state, as torch's LambdaLR allows and keeps in checkpoints."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, step):
+        self.calls += 1
+        return 0.3 * 0.5**step
+
+
+TABLE = [0.2, 0.5, 0.9, 0.7, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 0.0]  # of STEPS + 1 factors
+KNOWN_AHEAD = {
+    "small factor": lambda optimizer: torch_schedulers.LambdaLR(optimizer, lambda step: 1e-3 * (1 - step / STEPS)),
+    "large factor": lambda optimizer: torch_schedulers.LambdaLR(optimizer, lambda step: 10 * (1 - step / STEPS)),
+    "late peak": lambda optimizer: torch_schedulers.LambdaLR(optimizer, lambda step: 3 - abs(step - 7) / 4),
+    "a table": lambda optimizer: torch_schedulers.LambdaLR(optimizer, lambda step: TABLE[step]),
+    "an object": lambda optimizer: torch_schedulers.LambdaLR(optimizer, Counting()),
+    "rising": lambda optimizer: torch_schedulers.ExponentialLR(optimizer, 1.3),
+    "rising to the end": lambda optimizer: torch_schedulers.CosineAnnealingLR(optimizer, STEPS - 1, eta_min=0.7),
+    "a low first part": lambda optimizer: torch_schedulers.ConstantLR(optimizer, 0.1, total_iters=3),
+    "products": lambda optimizer: torch_schedulers.MultiplicativeLR(optimizer, lambda step: 0.9),
+    "restarts": lambda optimizer: torch_schedulers.CosineAnnealingWarmRestarts(optimizer, 5),
+    "in turn": warm_up_then(lambda optimizer: torch_schedulers.CosineAnnealingLR(optimizer, STEPS - 4)),
+    "in turn, rising": warm_up_then(lambda optimizer: torch_schedulers.LambdaLR(optimizer, lambda step: 1 + step)),
+    "in turn, restarts": warm_up_then(lambda optimizer: torch_schedulers.CosineAnnealingWarmRestarts(optimizer, 4)),
+    "together": lambda optimizer: torch_schedulers.ChainedScheduler(
+        [torch_schedulers.LinearLR(optimizer, 0.1, total_iters=4), torch_schedulers.ExponentialLR(optimizer, 0.8)]
+    ),
+}
+
+
+@pytest.mark.parametrize("make", KNOWN_AHEAD.values(), ids=KNOWN_AHEAD)
+def test_lr_goes_by_the_peak_of_the_schedule_itself_whatever_rate_the_optimizer_was_given(make):
+    optimizer = make_optimizer()
+    scheduler = make(optimizer)
+    plain = repr(make(make_optimizer()).state_dict())
+    tie_p_schedule(optimizer, scheduler, "lr", num_training_steps=STEPS).get_p()
+    assert repr(scheduler.state_dict()) == plain
+    ps, lrs = run(optimizer, scheduler)
+    assert ps == pytest.approx([2 + 18 * lr / max(lrs) for lr in lrs])
+    assert max(ps) == pytest.approx(P_MAX)
+
+
+@pytest.mark.parametrize("kind", ["small factor", "large factor", "late peak", "a table", "an object", "in turn"])
+def test_lr_finds_a_peak_after_which_the_rate_falls_also_where_the_length_of_the_run_is_not_given(kind):
+    optimizer = make_optimizer()
+    scheduler = KNOWN_AHEAD[kind](optimizer)
+    tie_p_schedule(optimizer, scheduler, "lr")
+    ps, lrs = run(optimizer, scheduler)
+    assert ps == pytest.approx([2 + 18 * lr / max(lrs) for lr in lrs])
+
+
+def test_lr_finds_the_peak_of_a_long_run_to_the_step():
+    optimizer = make_optimizer()
+    scheduler = linear_warmup(optimizer, warmup=123_457, steps=3_000_000)
+    tie = tie_p_schedule(optimizer, scheduler, "lr", num_training_steps=3_000_000)
+    scheduler.last_epoch, optimizer.param_groups[0]["lr"] = 1_561_728, 0.05
+    assert tie.get_p() == [11.0]
+
+
+class OwnRates(torch_schedulers.StepLR):
+    """Rates that nobody can know ahead: it overrides those of the class that it is derived from."""
+
+    def __init__(self, optimizer):
+        super().__init__(optimizer, 1)
+
+    def get_lr(self):
+        return [base * TABLE[self.last_epoch] / 100 for base in self.base_lrs]
+
+
+@pytest.mark.parametrize(("saved_at", "tie_first"), [(None, True), (2, True), (6, True), (6, False)])
+def test_lr_goes_by_the_largest_rate_so_far_where_the_peak_cannot_be_known_ahead_also_in_a_resumed_run(
+    saved_at, tie_first
+):
+    optimizer = make_optimizer(lr=1.0)
+    scheduler = OwnRates(optimizer)
+    tie_p_schedule(optimizer, scheduler, "lr", num_training_steps=STEPS)
+    ps, lrs = run(optimizer, scheduler, STEPS if saved_at is None else saved_at)
+    if saved_at is not None:
+        resumed = make_optimizer(lr=1.0)
+        scheduler_of_resumed = OwnRates(resumed)
+        if tie_first:
+            tie_p_schedule(resumed, scheduler_of_resumed, "lr", num_training_steps=STEPS)
+        resumed.load_state_dict(optimizer.state_dict())
+        scheduler_of_resumed.load_state_dict(scheduler.state_dict())
+        if not tie_first:
+            tie_p_schedule(resumed, scheduler_of_resumed, "lr", num_training_steps=STEPS)
+        later = run(resumed, scheduler_of_resumed, STEPS - saved_at)
+        ps, lrs = ps + later[0], lrs + later[1]
+    assert ps == pytest.approx([2 + 18 * lr / max(lrs[: step + 1]) for step, lr in enumerate(lrs)])
+
+
+def test_lr_goes_by_the_rates_of_this_run_where_an_earlier_one_had_larger_rates():
+    optimizer = make_optimizer()
+    for size in (1.0, 1e-2):
+        scheduler = torch_schedulers.LambdaLR(optimizer, lambda step, size=size: size * (1 - step / STEPS))
+        tie_p_schedule(optimizer, scheduler, "lr", num_training_steps=STEPS)
+        ps, _ = run(optimizer, scheduler)
+        assert ps == pytest.approx([2 + 18 * (1 - step / STEPS) for step in range(STEPS)])
+
+
 def test_schedulers_made_of_others_are_counted():
     optimizer = make_optimizer()
     parts = [torch_schedulers.ConstantLR(optimizer, 0.5, 2), torch_schedulers.ExponentialLR(optimizer, 0.9)]
@@ -364,6 +474,17 @@ def test_an_optimizer_without_p_is_refused_by_name():
     optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.1)
     with pytest.raises(ValueError, match="this optimizer is SGD"):
         tie_p_schedule(optimizer, linear_warmup(optimizer), "constant")
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "lr", "constant"])
+def test_arguments_in_the_wrong_order_are_refused_with_the_right_one(schedule):
+    optimizer = make_optimizer()
+    scheduler = linear_warmup(optimizer)
+    message = r"an optimizer and then its LR scheduler, but the second is an optimizer here, LPSGDM: swap them"
+    for first, second in ((scheduler, optimizer), (Wrapper(scheduler), optimizer), (torch.nn.Linear(1, 1), optimizer)):
+        with pytest.raises(ValueError, match=message):
+            tie_p_schedule(first, second, schedule, num_training_steps=STEPS)
+    assert current_tie(optimizer) is None
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])

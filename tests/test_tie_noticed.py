@@ -53,6 +53,39 @@ def test_an_lr_scheduler_that_nobody_steps_is_warned_of_once(schedule):
     assert "steps_per_epoch=1" in message
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "lr"])
+@pytest.mark.parametrize("batches", [2, 3, 4, 5, 50])
+def test_an_lr_scheduler_that_is_stepped_once_per_epoch_is_warned_of_once_however_short_the_epochs(batches, schedule):
+    optimizer = make_optimizer()
+    scheduler = linear(optimizer)
+    tie_p_schedule(optimizer, scheduler, schedule, num_training_steps=STEPS)  # which are not those of the scheduler
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for made in range(1, STEPS):
+            step(optimizer)
+            if made % batches == 0:
+                scheduler.step()
+    (message,) = messages(caught)
+    assert f"p is tied to a LambdaLR that {NOT_MOVED}, and stays at " in message
+    assert (
+        "give num_training_steps and num_warmup_steps in epochs, as to the LR scheduler, and steps_per_epoch=1"
+        in message
+    )
+
+
+@pytest.mark.parametrize("missed", [3, 4, 10])
+def test_an_lr_scheduler_that_misses_a_step_now_and_then_or_makes_several_at_once_is_accepted(missed):
+    optimizer = make_optimizer()
+    scheduler = torch_schedulers.LambdaLR(optimizer, lambda step: 1.0)
+    tie_p_schedule(optimizer, scheduler, num_training_steps=1000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for made in range(200):
+            step(optimizer)
+            for _ in range(0 if made % missed == 0 else 1 + made % 4):
+                scheduler.step()
+
+
 def test_an_lr_scheduler_that_another_replaces_in_the_middle_is_warned_of():
     optimizer = make_optimizer()
     scheduler = linear(optimizer)
@@ -155,7 +188,7 @@ def test_a_group_that_is_added_later_has_p_max_at_the_rate_that_it_is_added_with
     optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = 0.025, 0.005
     step(optimizer)
     assert [group["p"] for group in optimizer.param_groups] == pytest.approx([6.5, 11.0])
-    assert optimizer.state_dict()["param_groups"][1]["initial_lr"] == 0.01  # so that a resumed run knows it
+    assert optimizer.state_dict()["param_groups"][1]["largest_lr"] == 0.01  # so that a resumed run knows it
 
 
 def test_a_group_added_after_one_cycle_began_has_a_peak_too():

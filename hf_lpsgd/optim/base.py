@@ -20,7 +20,7 @@ from .options import LR, Option, P
 from .p_in_force import Tie, write_p
 from .precision import check_momentum, check_precision
 from .shards import Partitions
-from .update import ROUNDED_STEPS, Call, Update, calls_with_gradients, describe
+from .update import ROUNDED_STEPS, Call, Update, calls_with_gradients, describe, is_no_update
 
 
 class LpOptimizer(Optimizer):
@@ -98,7 +98,8 @@ class LpOptimizer(Optimizer):
         if replaced:
             warn_user(
                 f"The loaded state replaces options of this {type(self).__name__}: {', '.join(replaced)}. To change "
-                "them, set them in optimizer.param_groups after loading, or start a new run from its weights."
+                "them, start a new run from its weights, without --resume_from_checkpoint; in a loop of your own, you "
+                "can also set them in optimizer.param_groups after loading."
             )
 
     @torch.no_grad()
@@ -113,15 +114,24 @@ class LpOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self.backward_step is not None:
+        if self.backward_step is not None and not self.backward_step.remove_if_over():
             self.backward_step.finish()
             return loss
         calls = calls_with_gradients(self.param_groups, type(self).__name__)
+        if self.only_makes_state(calls):
+            return loss
         update = self.begin_update()
         for call in calls:
             update.apply(call)
         update.end()
         return loss
+
+    def only_makes_state(self, calls: Sequence[Call]) -> bool:
+        """Say whether a step is no update; then make the state, and nothing else."""
+        is_none = not torch.compiler.is_compiling() and is_no_update(self.param_groups, calls, self.partitions)
+        for call in calls if is_none else ():
+            self.buffers(call.group, call.params)
+        return is_none
 
     def begin_update(self) -> Update:
         """Begin an update, or the next call of one that an engine makes by several: its p, its reference size."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from threading import Lock
 from typing import Any
 from weakref import WeakMethod, WeakSet
@@ -16,25 +16,14 @@ from .update import Call, Update, calls_with_gradients, check_gradients
 _attached: WeakSet[StepInBackward] = WeakSet()
 
 
-def _attached_to(params: Iterable[Tensor]) -> list[StepInBackward]:
-    """Return what updates any of these parameters in the backward pass."""
-    wanted = set(params)
-    return [step for step in _attached if not wanted.isdisjoint(step._handles)]
-
-
-def remove_those_of_trainers(params: Iterable[Tensor]) -> None:
-    """Remove what Trainers attached to these parameters: a run that failed has left it behind."""
-    for step in _attached_to(params):
-        if step.by_trainer:
-            step.remove()
-
-
 def step_in_backward(optimizer: LpOptimizer) -> StepInBackward:
     """Let `optimizer` make its step in the backward pass, so that no two gradients need to be held at a time.
 
     From now on `loss.backward()` updates each parameter as soon as its gradient is complete, and frees the gradient.
     `optimizer.step()` ends the update: call it, and the LR scheduler's `step`, after each backward pass, as before.
-    The weights are those of the ordinary step, bit for bit.
+    The weights are those of the ordinary step, bit for bit. In a loop of your own every backward pass makes a step,
+    until the handle is removed; `with step_in_backward(optimizer):` removes it however the loop ends. In a Trainer,
+    and after it, only that of a training step does.
 
     Accumulation over several backward passes and more than one process are refused when they are found. Leave out
     gradient clipping and the loss scaling of float16: `clip_grad_norm_` finds no gradients, and does nothing. A model
@@ -44,7 +33,7 @@ def step_in_backward(optimizer: LpOptimizer) -> StepInBackward:
         optimizer: an LPSGD or LPSGDM. Parameters that are frozen now are updated by `step` if they are not later.
 
     Returns:
-        A handle; its `remove()` goes back to the ordinary step.
+        A handle; its `remove()`, or the end of its `with` block, goes back to the ordinary step.
 
     Raises:
         TypeError: it is another optimizer.
@@ -55,21 +44,21 @@ def step_in_backward(optimizer: LpOptimizer) -> StepInBackward:
     return StepInBackward(optimizer)
 
 
-class StepInBackward:
+class StepInBackward(AbstractContextManager["StepInBackward"]):
     """What [`step_in_backward`][hf_lpsgd.step_in_backward] has attached to an optimizer."""
 
     def __init__(self, optimizer: LpOptimizer, *, by_trainer: bool = False) -> None:
         if not isinstance(optimizer, LpOptimizer):
             raise TypeError(f"Only LPSGD and LPSGDM can step in the backward pass, not {type(optimizer).__name__}.")
-        if optimizer.backward_step is not None:
+        if optimizer.backward_step is not None and not optimizer.backward_step.remove_if_over():
             raise ValueError("This optimizer makes its step in the backward pass already: remove that first.")
         params = [param for group in optimizer.param_groups for param in group["params"] if param.requires_grad]
-        if _attached_to(params):
+        if not all(step.remove_if_over() for step in list(_attached) if not step._handles.keys().isdisjoint(params)):
             raise ValueError(
                 "Another optimizer updates one of these parameters in the backward pass: call remove() of its handle."
             )
         self.by_trainer = by_trainer  # whether the Trainer's callback attached it
-        self.is_armed = True  # whether a backward pass makes the step; if not, gradients are left as they are
+        self.training: Any = None  # a loop whose steps alone are made in the backward pass; None for every one
         self._optimizer = optimizer
         self._lock = Lock()  # the backward pass runs in one thread per device
         self._update: Update | None = None
@@ -81,22 +70,36 @@ class StepInBackward:
             if (method := update()) is not None:
                 method(param)
 
-        self._handles = {param: param.register_post_accumulate_grad_hook(hook) for param in params}
+        self._handles: dict[Tensor, Any] = {param: param.register_post_accumulate_grad_hook(hook) for param in params}
         _attached.add(self)
         optimizer.backward_step = self
 
+    def __exit__(self, *error: object) -> None:
+        self.remove()
+
     def remove(self) -> None:
         """Go back to the ordinary step."""
-        for handle in self._handles.values():
-            handle.remove()
-        self._handles.clear()
+        while self._handles:
+            self._handles.popitem()[1].remove()
         if self._optimizer.backward_step is self:
             self._optimizer.backward_step = None
+
+    def remove_if_over(self) -> bool:
+        """Remove what a Trainer attached if its training has ended, as by an exception, and say whether it was so."""
+        if self.training is None or self.training.calls() is not None:
+            return False
+        self.discard()
+        if self.by_trainer:
+            self.remove()
+        return self.by_trainer
 
     def finish(self) -> None:
         """End the update: `optimizer.step()` calls it."""
         with self._lock:
-            for call in calls_with_gradients(self._optimizer.param_groups, type(self._optimizer).__name__):
+            calls = calls_with_gradients(self._optimizer.param_groups, type(self._optimizer).__name__)
+            if self._update is None and self._optimizer.only_makes_state(calls):
+                return
+            for call in calls:
                 self._begun().apply(call)
                 for param in call.params:
                     param.grad = None
@@ -105,13 +108,14 @@ class StepInBackward:
             self.discard()
 
     def discard(self) -> None:
-        """Forget the update that has begun: another state was loaded."""
+        """Forget the update that has begun: another state was loaded, or an exception has ended the training."""
         self._update = None
 
     @torch.no_grad()
     def _update_in_backward(self, param: Tensor) -> None:
-        if not self.is_armed:
-            return
+        if self.training is not None and not self.training.is_stepping():
+            self.remove_if_over()
+            return  # the gradient is left as it is
         with self._lock:
             update = self._begun()
             if param not in self._waiting:

@@ -84,8 +84,7 @@ class Measurement:
             return
         if math.sqrt(squares / count) < _SMALLEST:
             self._zeros += 1
-            # Some engines make a step of zeros, to make the state, and torch's checkpoints one with a rate of zero.
-            if self._zeros == 2 and any(group["lr"] != 0 for group in groups):
+            if self._zeros == 2:  # some engines make a step of zeros, to make the state
                 warn_user(
                     "All gradients of a step are zero, so grad_rms=auto cannot measure them, and waits for the next. "
                     "If this goes on, nothing is trained: look for a loss that does not depend on the parameters."

@@ -10,6 +10,15 @@ from ..notices import warn_user
 _NO_TIE = "no LR scheduler is tied to this optimizer. Call hf_lpsgd.tie_p_schedule, or set p_max if p is to stay"
 
 
+LARGEST_LR = "largest_lr"  # in a param group whose p follows its learning rate, where checkpoints hold it
+
+
+def largest_lr(group: dict[str, Any]) -> float:
+    """Return the largest learning rate that the group has had, and take note of the present one."""
+    group[LARGEST_LR] = max(float(group["lr"]), group.get(LARGEST_LR, 0.0))
+    return float(group[LARGEST_LR])
+
+
 class Tie(Protocol):
     """What p follows. The optimizer asks it at the beginning of each update."""
 

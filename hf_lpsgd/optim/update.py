@@ -60,6 +60,23 @@ def check_gradients(call: Call, optimizer: str) -> None:
             )
 
 
+def is_no_update(groups: Groups, calls: Sequence[Call], partitions: Partitions | None) -> bool:
+    """Say whether all rates and gradients are zero, as in a step by which checkpointing code makes the state.
+
+    Where a rate is not zero, nothing is looked at on a device. All processes find the same.
+    """
+    rates = [group["lr"] for group in groups]
+    if any((isinstance(lr, Tensor) and lr.device.type != "cpu") or lr != 0 for lr in rates):
+        return False
+    found = defaultdict(int, {} if partitions is None else {(partitions.group,): 0})
+    for call in calls:
+        for param, grad in zip(call.params, call.grads, strict=True):
+            local = grad.to_local() if hasattr(grad, "to_local") else grad
+            found[groups_of(param, partitions)] += bool(local.any())
+    device = calls[0].params[0].device if calls else None
+    return not any(add_up(key, count, 0, device)[0] for key, count in found.items())
+
+
 def describe(group: dict[str, Any], index: int) -> str:
     """Say which parameter it is: its name where the optimizer was given named parameters, and its shape."""
     name = f"the parameter {group['param_names'][index]!r}" if "param_names" in group else f"parameter {index}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from threading import get_ident
+from types import FrameType
 from typing import Any
 
 from accelerate.logging import get_logger
@@ -13,7 +16,7 @@ from transformers.training_args import TrainingArguments
 from ..lr_schedulers import steps_made
 from ..optim import OPTIMIZERS
 from ..optim.base import LpOptimizer
-from ..optim.layerwise import StepInBackward, remove_those_of_trainers
+from ..optim.layerwise import StepInBackward
 from ..optim.measurement import reference_size
 from ..processes import check_processes, engines_requested
 from ..schedules import current_tie, tie_p_schedule
@@ -22,6 +25,31 @@ from .checks import check_layerwise, fit_deepspeed_config
 from .optim_args import OptimArgs, name_of, parse_optim_args, validate_optim_args
 
 logger = get_logger(__name__)  # of the first process alone
+
+_CALLBACKS = TrainerCallback.__module__  # which calls those of all callbacks
+
+
+class TrainingLoop:
+    """The training loop that calls this, looked for on the stack: no event tells that an exception has ended it."""
+
+    def __init__(self) -> None:
+        self.is_in_step, self._thread = False, get_ident()
+        self.frame: FrameType | None = sys._getframe()
+        while self.frame is not None and self.frame.f_globals.get("__name__") in (__name__, _CALLBACKS):
+            self.frame = self.frame.f_back
+
+    def calls(self) -> list[str | None] | None:
+        """Return the modules of the calls that the loop is in; None if it has ended."""
+        # Not the stack of this thread: on a GPU, gradients arrive in a thread of autograd's own.
+        frame, modules = sys._current_frames().get(self._thread), []
+        while frame is not None and frame is not self.frame:
+            modules.append(frame.f_globals.get("__name__"))
+            frame = frame.f_back
+        return None if frame is None else modules
+
+    def is_stepping(self) -> bool:
+        """Say whether a backward pass that runs now is that of a training step, and not one of a callback."""
+        return self.is_in_step and _CALLBACKS not in (self.calls() or [_CALLBACKS])
 
 
 class LpScheduleCallback(TrainerCallback):
@@ -41,7 +69,7 @@ class LpScheduleCallback(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Tie p to the LR scheduler, and let a layerwise optimizer make its step in the backward pass."""
         model, base = kwargs.get("model"), unwrap_optimizer(kwargs.get("optimizer"))
-        remove_those_of_trainers(model.parameters() if model is not None else ())
+        self._step_in_backward = None  # that of a training that an exception has ended
         requested = parse_optim_args(args)
         if requested is not None:
             _check_optimizer(base, name_of(args.optim), requested)
@@ -53,25 +81,28 @@ class LpScheduleCallback(TrainerCallback):
         base.partitions = partitions_of(kwargs.get("optimizer"), model)
         _tie(args, state, requested, kwargs)
         if requested is not None and OPTIMIZERS[name_of(args.optim)].ordinary is not None:
-            self._step_in_backward = StepInBackward(base, by_trainer=True)
-            self._step_in_backward.is_armed = False
-        elif base.backward_step is not None:
+            StepInBackward(base, by_trainer=True)
+        elif base.backward_step is not None and not base.backward_step.remove_if_over():
             check_layerwise(args, "An optimizer given to step_in_backward", "leave out step_in_backward")
+        self._step_in_backward = base.backward_step
+        if self._step_in_backward is not None:
+            self._step_in_backward.training = TrainingLoop()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Let the backward pass of this training step update the parameters."""
         if self._step_in_backward is not None:
-            self._step_in_backward.is_armed = True
+            self._step_in_backward.training.is_in_step = True
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Leave later backward passes alone, such as those of an evaluation."""
         if self._step_in_backward is not None:
-            self._step_in_backward.is_armed = False
+            self._step_in_backward.training.is_in_step = False
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Go back to the ordinary step."""
         if self._step_in_backward is not None:
-            self._step_in_backward.remove()
+            self._step_in_backward.training.frame = None  # which held all that the loop knew
+            self._step_in_backward.remove_if_over()
             self._step_in_backward = None
 
     def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
@@ -151,8 +182,8 @@ def _tie(args: TrainingArguments, state: TrainerState, requested: OptimArgs | No
         optimizer,
         lr_scheduler,
         schedule,
-        num_training_steps=state.max_steps,
-        num_warmup_steps=args.get_warmup_steps(state.max_steps),
+        num_training_steps=max(state.max_steps, 1),  # 0 is a run without a step, or with one (--max_steps 0)
+        num_warmup_steps=state.max_steps and args.get_warmup_steps(state.max_steps),
         granularity=granularity,
         steps_per_epoch=steps_per_epoch,
     )

@@ -196,6 +196,27 @@ def step_with_zero_redundancy_optimizer(spec, folder):
         torch.save(weights, folder / "weights.pt")
 
 
+def warm_up_where_the_shard_of_one_rank_has_no_gradient(spec, folder):
+    """Train with ZeroRedundancyOptimizer; the gradients of what the second rank holds are zero at first."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    PartialState(backend="gloo", cpu=True)
+    rank = torch.distributed.get_rank()
+    params = [torch.nn.Parameter(torch.ones(8)) for _ in range(2)]
+    optimizer = ZeroRedundancyOptimizer(params, optimizer_class=LPSGDM, lr=0.1, grad_rms="auto")
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(step / 2, 1.0))
+    tie_p_schedule(optimizer, scheduler, num_training_steps=4)
+    own = [any(param is other for other in optimizer.optim.param_groups[0]["params"]) for param in params]
+    sizes = []
+    for step in range(4):
+        for index, param in enumerate(params):
+            param.grad = torch.full_like(param, 1.0 if index == 0 or step > 0 else 0.0)
+        optimizer.step()
+        scheduler.step()
+        sizes.append(reference_size(optimizer.optim.param_groups[0]))
+    (folder / f"{rank}.json").write_text(json.dumps({"own": own, "sizes": sizes}))
+
+
 def train_models_of_their_own(spec, folder):
     """Train another model in each rank, the more steps the higher its number; alone, be the rank `spec["rank"]`."""
     rank = spec["rank"] if "rank" in spec else torch.distributed.get_rank()

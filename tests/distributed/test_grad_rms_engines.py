@@ -74,6 +74,14 @@ def test_processes_that_train_models_of_their_own_exchange_nothing(ranks):
         assert torch.equal(own["weight"], other["weight"])
 
 
+def test_a_rank_whose_shard_has_no_gradient_at_a_rate_of_0_waits_for_the_others(ranks):
+    run = ranks.run("warm_up_where_the_shard_of_one_rank_has_no_gradient")
+    one, other = (json.loads((run.folder / f"{rank}.json").read_text()) for rank in range(2))
+    assert (one["own"], other["own"]) == ([True, False], [False, True])
+    assert one["sizes"] == other["sizes"]
+    assert one["sizes"][0] > 0
+
+
 @pytest.mark.parametrize("name", ["sharded", "flat"])
 def test_fsdp1_measures_over_its_shards_what_one_process_does(name, ranks):
     facts = ranks.run("measure_with_fsdp1").facts

@@ -3,6 +3,8 @@
 import gc
 import warnings
 import weakref
+from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -132,19 +134,32 @@ def test_a_second_backward_pass_before_the_step_is_refused():
     assert not torch.equal(model.weight, before[0])
 
 
-def test_a_backward_pass_while_it_is_not_armed_is_an_ordinary_one():
+def test_a_backward_pass_that_is_no_training_step_is_an_ordinary_one():
     model = nn.Linear(2, 2)
     handle = step_in_backward(LPSGD(model.parameters()))
-    handle.is_armed = False
+    handle.training = SimpleNamespace(calls=list, is_stepping=lambda: False)
     before = model.weight.detach().clone()
     for _ in range(2):  # a second one is no accumulation either
         model(torch.ones(1, 2)).sum().backward()
     assert torch.equal(model.weight, before)
     torch.testing.assert_close(model.weight.grad, torch.full((2, 2), 2.0))
     model.zero_grad()
-    handle.is_armed = True
+    handle.training = None
     model(torch.ones(1, 2)).sum().backward()
     assert not torch.equal(model.weight, before)
+
+
+def test_the_end_of_a_with_block_goes_back_to_the_ordinary_step_also_after_an_interruption():
+    model = nn.Linear(2, 2)
+    optimizer = LPSGD(model.parameters())
+    with suppress(KeyboardInterrupt), step_in_backward(optimizer) as handle:
+        assert optimizer.backward_step is handle
+        raise KeyboardInterrupt
+    assert optimizer.backward_step is None
+    before = model.weight.detach().clone()
+    model(torch.ones(1, 2)).sum().backward()
+    assert torch.equal(model.weight, before)
+    assert model.weight.grad is not None
 
 
 def test_gradients_that_no_backward_pass_made_are_used_by_the_step():

@@ -37,6 +37,9 @@ def test_one_warning_names_each_option_that_the_loaded_state_replaces():
         "weight_decay is 0.1, not 0 as requested",
     ):
         assert message.count(told) == 1
+    assert (
+        "start a new run from its weights, without --resume_from_checkpoint; in a loop of your own, you can" in message
+    )
     assert "set them in optimizer.param_groups after loading" in message
     assert optimizer.param_groups[0]["p_max"] == 6
 

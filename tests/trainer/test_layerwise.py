@@ -1,8 +1,10 @@
 """`--optim lpsgd_layerwise` and `lpsgdm_layerwise` in real runs of the Trainer."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback
 
 from hf_lpsgd import LPSGDM, step_in_backward, tie_p_schedule
 from hf_lpsgd.wrappers import unwrap_optimizer
@@ -182,57 +184,166 @@ class OwnBackward(TrainerCallback):
         model.zero_grad()
         assert all(torch.equal(before[name], param) for name, param in model.named_parameters())
 
-    def on_optimizer_step(self, args, state, control, model, **kwargs):
-        self.on_event("on_optimizer_step", model)
 
-    def on_step_end(self, args, state, control, model, **kwargs):
-        self.on_event("on_step_end", model)
+def event(name):
+    def on_event(self, args, state, control, model, **kwargs):
+        self.on_event(name, model)
 
-    def on_evaluate(self, args, state, control, model, **kwargs):
-        self.on_event("on_evaluate", model)
+    return on_event
 
 
-@pytest.mark.parametrize("event", ["on_optimizer_step", "on_step_end", "on_evaluate"])
-def test_a_backward_pass_outside_of_a_training_step_changes_no_weights_and_leaves_its_gradients(event, make_trainer):
-    own = OwnBackward([event])
-    trainer = run(make_trainer, "lpsgdm_layerwise", callbacks=[own], save_strategy="no")
-    assert own.grads
+EVENTS = ["on_train_begin", "on_epoch_begin", "on_step_begin", "on_pre_optimizer_step", "on_optimizer_step"]
+EVENTS += ["on_step_end", "on_evaluate", "on_save", "on_train_end"]
+for name in EVENTS:
+    setattr(OwnBackward, name, event(name))
+
+
+@pytest.mark.parametrize("is_users", [False, True])
+def test_a_backward_pass_of_a_callback_changes_no_weights_and_leaves_its_gradients(is_users, make_trainer):
+    class Evaluating(Trainer):
+        def compute_loss(self, model, inputs, **kwargs):
+            loss = super().compute_loss(model, inputs, **kwargs)
+            if model.training and self.state.global_step == 2:
+                self.evaluate()  # in the middle of a training step
+            return loss
+
+    def train(callbacks):
+        kwargs = {"model": make_model(), "dataset": Tokens(), "trainer_class": Evaluating, "callbacks": callbacks}
+        if is_users:
+            optimizer = LPSGDM(kwargs["model"].parameters(), lr=1e-3)
+            scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+            tie_p_schedule(optimizer, scheduler, num_training_steps=14)
+            step_in_backward(optimizer)
+            kwargs |= {"optim": "adamw_torch", "optimizers": (optimizer, scheduler)}
+        trainer = make_trainer(**{"optim": "lpsgdm_layerwise", **RUN, **kwargs})
+        trainer.eval_dataset = Tokens()
+        trainer.train()
+        return trainer
+
+    own = OwnBackward(EVENTS)
+    trainer = train([own])
+    assert len(own.grads) > 4 * 14
     assert not any(grad is None for grad in own.grads)
-    plain = weights(run(make_trainer, "lpsgdm_layerwise", save_strategy="no"))
+    plain = weights(train([]))
     assert all(torch.equal(plain[name], param) for name, param in weights(trainer).items())
+    before = weights(trainer)
+    trainer.add_callback(OwnBackward(EVENTS))
+    trainer.evaluate()
+    assert all(torch.equal(before[name], param) for name, param in weights(trainer).items())
 
 
-def test_a_backward_pass_after_an_interrupted_training_changes_no_weights(make_trainer):
+class Interrupted(Trainer):
+    """Its third training step ends in a KeyboardInterrupt, in the forward pass or the backward pass."""
+
+    where = None
+
+    def compute_loss(self, model, inputs, **kwargs):
+        loss = super().compute_loss(model, inputs, **kwargs)
+        if self.state.global_step == 2 and self.where == "forward":
+            raise KeyboardInterrupt
+        if self.state.global_step == 2 and self.where == "backward":
+            self.where = None
+            self.weight = list(model.parameters())[2]  # in the first layer, so that the others are updated already
+            self.hook = self.weight.register_hook(self.interrupt)
+        return loss
+
+    def interrupt(self, grad):
+        self.hook.remove()
+        raise KeyboardInterrupt
+
+
+class InterruptedTokens(Tokens):
+    def __getitem__(self, index):
+        self.count = getattr(self, "count", 0) + 1
+        if self.count == 9:  # in the third batch
+            raise KeyboardInterrupt
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("where", ["data", "forward", "backward", "on_step_begin", "on_step_end"])
+def test_whatever_interrupts_a_training_takes_the_step_out_of_the_backward_pass(where, make_trainer):
     class Interrupt(OwnBackward):
         def on_event(self, event, model):
-            if event in self.events:
+            if event == where:
                 raise KeyboardInterrupt
 
-    model, own = make_model(), OwnBackward(["now"])
-    arguments = {**RUN, "eval_strategy": "no", "save_strategy": "no"}
-    for event in ("on_optimizer_step", "on_step_end"):
+    def interrupted(model):
         trainer = make_trainer(
-            optim="lpsgdm_layerwise", model=model, dataset=Tokens(), callbacks=[Interrupt([event])], **arguments
+            optim="lpsgdm_layerwise",
+            model=model,
+            dataset=InterruptedTokens() if where == "data" else Tokens(),
+            trainer_class=Interrupted,
+            callbacks=[Interrupt([where])],
+            **{**RUN, "eval_strategy": "no", "save_strategy": "no", "warmup_steps": 0, "optim_args": "grad_rms=none"},
         )
-        with pytest.raises(KeyboardInterrupt):
+        trainer.where = where
+        with pytest.raises(KeyboardInterrupt) as raised:
             trainer.train()
-        own.on_event("now", model)
+        return trainer, raised  # which keeps the frames of the training, as a notebook does
+
+    model, own = make_model(), OwnBackward(["now"])
+    trainer, raised = interrupted(model)
+    own.on_event("now", model)
+    assert own.grads
     assert not any(grad is None for grad in own.grads)
+    optimizer = unwrap_optimizer(trainer.optimizer)
+    assert optimizer.backward_step is None
+    assert not any(param._post_accumulate_grad_hooks for param in model.parameters())
+
+    trainer, raised = interrupted(model)  # and nothing but a loop of the user's own comes after it
+    before, optimizer = weights(trainer), unwrap_optimizer(trainer.optimizer)
+    tokens = torch.zeros(1, 8, dtype=torch.long)
+    model.zero_grad()
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    optimizer.step()
+    wte = "transformer.wte.weight"
+    assert not torch.equal(before[wte], weights(trainer)[wte])
+    trainer, raised = interrupted(model)
+    with step_in_backward(unwrap_optimizer(trainer.optimizer)):
+        model(input_ids=tokens, labels=tokens).loss.backward()
+    assert raised
+
+
+def test_gradients_that_arrive_in_another_thread_as_on_a_gpu_are_those_of_the_training_step_too(make_trainer):
+    def is_stepping(optimizer):
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(unwrap_optimizer(optimizer).backward_step.training.is_stepping).result()
+
+    class Asking(Trainer):
+        def training_step(self, *args, **kwargs):
+            found.append(is_stepping(self.optimizer))
+            return super().training_step(*args, **kwargs)
+
+    class AskingCallback(TrainerCallback):
+        def on_step_begin(self, args, state, control, optimizer, **kwargs):
+            found.append(is_stepping(optimizer))
+
+    found = []
+    quick = {**RUN, "max_steps": 3, "eval_strategy": "no", "save_strategy": "no"}
+    arguments = {"optim": "lpsgdm_layerwise", "trainer_class": Asking, "callbacks": [AskingCallback()]}
+    make_trainer(model=make_model(), dataset=Tokens(), **arguments, **quick).train()
+    assert found == [False, True] * 3
 
 
 def test_a_users_own_step_in_the_backward_pass_is_checked_and_kept(make_trainer):
+    class Freed(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+            assert all(param.grad is None for param in model.parameters())
+
     def make(**arguments):
         model = make_model()
         optimizer = LPSGDM(model.parameters(), lr=1e-3)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
         tie_p_schedule(optimizer, scheduler, num_training_steps=14)
-        step_in_backward(optimizer)
-        arguments = {**RUN, **arguments, "optim": "adamw_torch", "eval_strategy": "no"}
-        return make_trainer(model=model, dataset=Tokens(), optimizers=(optimizer, scheduler), **arguments), optimizer
+        handle = step_in_backward(optimizer)
+        arguments = {**RUN, **arguments, "optim": "adamw_torch", "eval_strategy": "no", "callbacks": [Freed()]}
+        return make_trainer(model=model, dataset=Tokens(), optimizers=(optimizer, scheduler), **arguments), handle
 
-    trainer, optimizer = make()
-    trainer.train()
-    assert optimizer.backward_step is not None
+    trainer, handle = make()
+    optimizer = unwrap_optimizer(trainer.optimizer)
+    for _ in range(2):
+        trainer.train()
+        assert optimizer.backward_step is handle
     trainer, _ = make(max_grad_norm=1.0)
     with pytest.raises(ValueError, match="An optimizer given to step_in_backward cannot train with --max_grad"):
         trainer.train()

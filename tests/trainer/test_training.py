@@ -238,9 +238,24 @@ def test_lr_follows_every_scheduler(scheduler_type, make_trainer):
     trainer = make_trainer(optim_args="p_schedule=lr", **arguments_for(scheduler_type))
     trainer.train()
     ps, lrs = logged(trainer), logged(trainer, "learning_rate")
-    assert ps == pytest.approx([2 + 18 * min(lr / 1e-2, 1) for lr in lrs])
+    peaks = [max(1e-2, *lrs[:count]) for count in range(1, 13)]  # that of greedy rises
+    assert ps == pytest.approx([2 + 18 * lr / peak for lr, peak in zip(lrs, peaks, strict=True)])
     assert len(set(lrs)) > 1 or scheduler_type is SchedulerType.CONSTANT
     assert len(set(ps)) > 1 or len(set(lrs)) == 1
+
+
+def test_lr_goes_by_the_peak_of_a_scheduler_that_a_subclass_makes_whatever_learning_rate_was_given(make_trainer):
+    class Own(Trainer):
+        def create_scheduler(self, num_training_steps, optimizer=None):
+            factors = [1e-3 * min(1, (step + 1) / 3, (12 - step) / 9) for step in range(num_training_steps + 1)]
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factors.__getitem__)
+            return self.lr_scheduler
+
+    trainer = make_trainer(trainer_class=Own, optim_args="p_schedule=lr", learning_rate=10.0, max_steps=12)
+    trainer.train()
+    lrs = logged(trainer, "learning_rate")
+    assert max(lrs) == pytest.approx(1e-2)
+    assert logged(trainer) == pytest.approx([2 + 18 * lr / max(lrs) for lr in lrs])
 
 
 @pytest.mark.parametrize("scheduler_type", SCHEDULERS)
@@ -363,3 +378,21 @@ def test_a_trainer_without_the_callback_refuses_to_train_at_p_max(make_trainer, 
     monkeypatch.setattr("transformers.trainer.DEFAULT_CALLBACKS", [DefaultFlowCallback])
     with pytest.raises(ValueError, match=r"does not have the callback of hf_lpsgd"):
         make_trainer(max_steps=3).train()
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "lpsgdm", "lpsgdm_layerwise"])
+@pytest.mark.parametrize(
+    ("arguments", "made"), [({"num_train_epochs": 0, "warmup_steps": 2}, 0), ({"max_steps": 0}, 1)]
+)
+def test_a_run_without_a_step_trains_nothing_and_returns_as_with_adamw(optim, arguments, made, make_trainer, recwarn):
+    trainer = make_trainer(optim=optim, max_grad_norm=0.0, **arguments)
+    before = [param.clone() for param in trainer.model.parameters()]
+    assert trainer.train().global_step == made  # with max_steps=0 the Trainer itself makes a step
+    assert made or all(torch.equal(*pair) for pair in zip(before, trainer.model.parameters(), strict=True))
+    assert not [warning for warning in recwarn if "p " in str(warning.message)]
+
+
+def test_a_complete_run_that_is_resumed_without_a_step_to_make_returns_as_with_adamw(make_trainer, tmp_path):
+    make_trainer(max_steps=4, save_strategy="steps", save_steps=4).train()
+    resumed = make_trainer(num_train_epochs=0).train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-4"))
+    assert resumed.global_step == 4
