@@ -4,17 +4,36 @@ Importing this package makes `lpsgd` and `lpsgdm` valid for `TrainingArguments(o
 is installed. `hf_lpsgd.optim` and `hf_lpsgd.schedules` need torch alone.
 """
 
-from .notices import warn_user as _warn_user
-from .optim import LPSGD, LPSGDM
-from .optim.layerwise import step_in_backward
-from .schedules import PScheduleTie, tie_p_schedule
-from .trainer import register as _register
+from .import_hook import register_when_imported as _register_when_imported
 from .version import __version__
+
+TYPE_CHECKING = False  # that of `typing`, which takes longer to import than this package
+if TYPE_CHECKING:
+    from .optim import LPSGD, LPSGDM
+    from .optim.layerwise import step_in_backward
+    from .schedules import PScheduleTie, tie_p_schedule
 
 __all__ = ["LPSGD", "LPSGDM", "PScheduleTie", "__version__", "step_in_backward", "tie_p_schedule"]
 
-try:
-    _register()
-except ImportError as _error:
-    if _error.name != "transformers":  # which plain torch loops need not have
-        _warn_user(f"hf_lpsgd did not register with the Trainer: {_error}")
+# Imported when they are used, since torch takes seconds, and each Python that the runner reaches imports this package.
+_MODULES = {
+    "LPSGD": "optim",
+    "LPSGDM": "optim",
+    "PScheduleTie": "schedules",
+    "step_in_backward": "optim.layerwise",
+    "tie_p_schedule": "schedules",
+}
+
+
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    if name in _MODULES:
+        value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        return value
+    if name in ("optim", "schedules", "trainer"):
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+_register_when_imported()

@@ -1,4 +1,4 @@
-"""`python -m hf_lpsgd SCRIPT ...`: see hf_lpsgd.runner."""
+"""`python -m hf_lpsgd COMMAND ...`: see hf_lpsgd.runner."""
 
 from hf_lpsgd.runner import main
 

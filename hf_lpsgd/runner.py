@@ -1,36 +1,37 @@
-"""Run a script or a module that does not import hf_lpsgd, with `lpsgd` and `lpsgdm` known to the Trainer.
+"""Run any command with `lpsgd` and `lpsgdm` known to the Trainer, in its process and in all Pythons that it starts.
 
-`python -m hf_lpsgd SCRIPT ...` behaves as `python SCRIPT ...` does, in arguments, exit status, `__main__`, `sys.path`
-and tracebacks, and `python -m hf_lpsgd -m MODULE ...` as `python -m MODULE ...` does.
+This process becomes the command. So arguments, streams, signals and exit status are the command's own. It is given one
+thing, a folder at the front of PYTHONPATH: see hf_lpsgd/children/sitecustomize.py.
 """
 
-import builtins
-import io
 import os
-import pkgutil
-import runpy
+import shutil
+import signal
 import sys
-from collections.abc import Callable
-from importlib.machinery import SourceFileLoader, SourcelessFileLoader
-from types import ModuleType, TracebackType
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import NoReturn
 
-USAGE = "usage: python -m hf_lpsgd SCRIPT [ARGUMENT ...] | -m MODULE [ARGUMENT ...] | --env\n"
+USAGE = "usage: python -m hf_lpsgd SCRIPT [ARGUMENT ...] | -m MODULE [ARGUMENT ...] | COMMAND [ARGUMENT ...] | --env\n"
 
 HELP = f"""{USAGE}
-Run a Python script, directory, zip file or module, unchanged, with "lpsgd" and "lpsgdm" registered with
-the transformers Trainer. --env prints the versions and devices that a bug report needs.
+Run a Python script, directory, zip file or module, or any other command, unchanged. "lpsgd" and "lpsgdm" are known to
+the transformers Trainer in it, and in each Python that it starts. --env prints the versions and devices that a bug
+report needs. hf-lpsgd-run is another name of python -m hf_lpsgd.
 
 examples:
   python -m hf_lpsgd train.py --optim lpsgdm --optim_args p_max=20,p_schedule=cosine
+  python -m hf_lpsgd trl sft --optim lpsgdm --config sft.yaml
   torchrun --nproc_per_node 2 -m hf_lpsgd train.py --optim lpsgdm
   accelerate launch -m hf_lpsgd train.py --optim lpsgdm
 """
 
 
 def main() -> None:
-    """Register the optimizers, then run what `sys.argv` names as the main program."""
-    program, *arguments = sys.argv[1:] or [""]
+    """Replace this process by what `sys.argv` names."""
+    arguments = sys.argv[1:]
+    # deepspeed and torch.distributed.launch put it before the name of what they start.
+    of_launcher = [one for one in arguments[:1] if one.startswith(("--local_rank=", "--local-rank="))]
+    program, *arguments = arguments[len(of_launcher) :] or [""]
     if program in ("-h", "--help"):
         print(HELP, end="")
         return
@@ -39,87 +40,69 @@ def main() -> None:
 
         print(describe_environment())
         return
-    is_module = program.startswith("-m")
-    if is_module:
-        program, *arguments = [program[2:], *arguments] if program != "-m" else arguments or [""]
-    elif program.startswith("-"):
-        _fail(f"{USAGE}hf_lpsgd: error: unknown option {program!r}: the script's own options come after its name")
+    if program == "-m" and not arguments:
+        _fail("-m needs the name of a module")
+    if program.startswith("-") and not program.startswith("-m"):
+        _fail(f"unknown option {program!r}: the options of a script or a command come after its name")
     if not program:
-        _fail(f"{USAGE}hf_lpsgd: error: {'-m needs the name of a module' if is_module else 'name a script'}")
+        _fail("name a script, a module or a command")
+    if sys.flags.ignore_environment or sys.flags.no_site:
+        _fail("Python's options -E, -I and -S would hide the optimizers from what is started: leave them out")
+    is_for_python, name = True, [program]
+    if program == "-m":
+        name = [program, arguments.pop(0)]
+    elif not program.startswith("-m"):
+        program, is_for_python = _found(program)
+        name = [program]
+    for signal_name in ("SIGPIPE", "SIGXFSZ"):  # Python ignores them, and a command would inherit that
+        if hasattr(signal, signal_name):
+            signal.signal(getattr(signal, signal_name), signal.SIG_DFL)
+    file, before = (sys.executable, _interpreter()) if is_for_python else (program, [])
     try:
-        from hf_lpsgd.trainer import register
-
-        register()
-    except ImportError as error:
-        _fail(f"hf_lpsgd: cannot register its optimizers: {' '.join(str(error).split())}")
-    sys.argv = ["-m" if is_module else program, *arguments]
-    if is_module:
-        _run_as_main(program, True)
-    else:
-        _run_script(program)
+        os.execve(file, [*before, *name, *of_launcher, *arguments], {**os.environ, "PYTHONPATH": _python_path()})
+    except OSError as error:
+        _fail(f"cannot start {file}: {error.strerror}")
 
 
 def _fail(message: str) -> NoReturn:
-    print(message, file=sys.stderr)
+    print(f"{USAGE}hf_lpsgd: error: {message}", file=sys.stderr)
     sys.exit(2)
 
 
-def _run_as_main(module: str, alter_argv: bool) -> None:
-    _become_main()
-    # The function that the interpreter itself calls for -m, directories and zip files.
-    _call(runpy._run_module_as_main, module, alter_argv)  # type: ignore[attr-defined]
+def _found(program: str) -> tuple[str, bool]:
+    """Return the path of a script or a command, and whether this interpreter runs it."""
+    is_path = os.path.basename(program) != program or os.path.isfile(program)
+    if not is_path and not os.path.isfile(os.path.join(program, "__main__.py")):
+        beside = shutil.which(program, path=os.path.dirname(sys.executable))
+        command = beside or shutil.which(program)
+        if command is not None:
+            return command, beside is not None and _is_python(command)
+        if not os.path.exists(program) and not program.endswith(".py"):
+            _fail(f"{program!r} is no file here, and no command beside {sys.executable} or on PATH")
+    # Where there is nothing to run, the interpreter says so.
+    return program, not os.path.isfile(program) or _is_python(program)
 
 
-def _run_script(path: str) -> None:
-    # The interpreter makes the name absolute without normalizing it, except on Windows.
-    filename = os.path.abspath(path) if os.name == "nt" else os.path.join(os.getcwd(), path)
-    # `-m` has prepended the current directory, except with -P, and before Python 3.11 with -I.
-    has_current_directory = not getattr(sys.flags, "safe_path", sys.flags.isolated)
-    if pkgutil.get_importer(filename) is not None:  # a directory or a zip file, with a __main__.py in it
-        sys.path[:1] = [filename] if has_current_directory else [filename, *sys.path[:1]]
-        _run_as_main("__main__", False)
-        return
-    try:
-        with io.open_code(filename) as file:
-            source = file.read()
-    except OSError as error:
-        _fail(f"{sys.orig_argv[0]}: can't open file {filename!r}: [Errno {error.errno}] {error.strerror}")
-    if has_current_directory:
-        sys.path[0] = os.path.dirname(os.path.realpath(filename))
-    is_compiled = filename.endswith(".pyc")
-    loader = (SourcelessFileLoader if is_compiled else SourceFileLoader)("__main__", filename)
-    namespace = _become_main(__file__=filename, __cached__=None, __loader__=loader)
-    # True: no __future__ of this file
-    code = _call(loader.get_code, "__main__") if is_compiled else _call(compile, source, filename, "exec", 0, True)
-    _call(exec, code, namespace)
+def _is_python(file: str) -> bool:
+    if not os.access(file, os.X_OK) or file.endswith((".py", ".pyc", ".pyz", ".zip")):
+        return True
+    with open(file, "rb") as stream:
+        first, second, *_ = [*stream.read(1024).split(b"\n"), b""]
+    if first.startswith(b"#!"):  # pip writes the second for an interpreter with a long path
+        return b"python" in first or second.startswith(b"'''exec'")
+    return b"\0" not in first + second
 
 
-def _become_main(**attributes: Any) -> dict[str, Any]:
-    """Put a fresh module in the place of `__main__`, as the interpreter makes it, and return its namespace."""
-    module = sys.modules["__main__"] = ModuleType("__main__")
-    annotations: dict[str, Any] = {"__annotations__": {}} if sys.version_info < (3, 14) else {}
-    vars(module).update({"__builtins__": builtins, **annotations, **attributes})
-    return vars(module)
+def _interpreter() -> list[str]:
+    """Return how this interpreter was started, with its options, up to `-m hf_lpsgd` or the file of hf-lpsgd-run."""
+    *started, last = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
+    if last != sys.argv[0]:
+        flags = last[: -len("hf_lpsgd")] if last.startswith("-") else started.pop()
+        started += [flags[:-1]] if len(flags) > len("-m") else []
+    return started
 
 
-def _call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call the function, and let its errors be reported as if the interpreter itself had called it.
-
-    The interpreter itself must end the process, so that threads are joined, exit handlers run and a KeyboardInterrupt
-    ends it by SIGINT. So the error is raised on. The frames of the runner are removed where the error is reported.
-    """
-    try:
-        return function(*arguments)
-    except SystemExit:
-        raise
-    except BaseException as raised:
-        error, report = raised, sys.excepthook
-        start = error.__traceback__ and error.__traceback__.tb_next
-
-        def excepthook(kind: type[BaseException], value: BaseException, traceback: TracebackType | None) -> None:
-            if value is error:
-                value.__traceback__ = sys.last_traceback = traceback = start
-            report(kind, value, traceback)
-
-        sys.excepthook = excepthook
-        raise
+def _python_path() -> str:
+    children, path = str(Path(__file__).with_name("children")), os.environ.get("PYTHONPATH") or ""
+    is_there = path.split(os.pathsep)[0] == children
+    return path if is_there else os.pathsep.join([children, path] if path else [children])

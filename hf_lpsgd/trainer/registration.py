@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import importlib
 import sys
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
+from types import FrameType
 from typing import Any
 
-from ..notices import warn_user
+from ..import_hook import first_cause
 from ..optim import OPTIMIZERS
 from .optim_args import optimizer_class_and_kwargs
 
@@ -29,8 +27,8 @@ def register() -> None:
     try:
         from transformers.trainer_optimizer import _OPTIMIZER_HANDLERS as handlers
         from transformers.training_args import OptimizerNames as names
-    except ImportError as error:
-        raise ImportError(f"{_NEEDS}: {error}", name=error.name) from None
+    except Exception as error:
+        raise ImportError(f"{_NEEDS}: {first_cause(error)}", name=getattr(error, "name", None)) from error
     from aenum import extend_enum
 
     for name in OPTIMIZERS:
@@ -40,11 +38,12 @@ def register() -> None:
             member.__reduce_ex__ = lambda protocol, name=name: (_registered_member, (name,))
         handlers[names(name)] = _handler
     if _TRAINER in sys.modules:
-        # Another thread may still be importing it; this waits for that.
-        _add_callback(importlib.import_module(_TRAINER))
-    elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
-        # Importing the Trainer takes seconds, too long for a script that does not use it.
-        sys.meta_path.insert(0, _AfterImport())
+        from .callback import LpScheduleCallback
+
+        # Another thread may still be importing it; this waits for that. This thread may be too: there is no list then.
+        callbacks = getattr(importlib.import_module(_TRAINER), "DEFAULT_CALLBACKS", [])
+        if LpScheduleCallback not in callbacks:
+            callbacks[:] = [*_without_ours(callbacks), LpScheduleCallback]
 
 
 def _registered_member(name: str) -> Any:
@@ -55,43 +54,39 @@ def _registered_member(name: str) -> Any:
 
 
 def _handler(context: Any) -> tuple[Any, dict[str, Any]]:
-    from .callback import LpScheduleCallback
-
-    if LpScheduleCallback not in getattr(sys.modules.get(_TRAINER), "DEFAULT_CALLBACKS", [LpScheduleCallback]):
-        raise ValueError(
-            "The Trainer does not have the callback of hf_lpsgd, so p would not be annealed: transformers.trainer was "
-            "reloaded, or was importing hf_lpsgd. Call hf_lpsgd.trainer.register(), then make a new Trainer."
-        )
+    trainer = _asking_trainer()
+    if trainer is not None:
+        _give_callback(trainer)
     return optimizer_class_and_kwargs(context.args)
 
 
-def _add_callback(trainer_module: ModuleType) -> None:
+def _asking_trainer() -> Any:
+    """Return the Trainer that is making its optimizer, which is among the callers; None if there is none."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if hasattr(frame.f_locals.get("self"), "callback_handler"):
+            return frame.f_locals["self"]
+        frame = frame.f_back
+    return None
+
+
+def _give_callback(trainer: Any) -> None:
+    """Give the callback to a Trainer that lacks it.
+
+    Its program has replaced a list of callbacks, has imported hf_lpsgd while transformers was being imported, or has
+    imported either of them anew.
+    """
     from .callback import LpScheduleCallback
 
-    callbacks = getattr(trainer_module, "DEFAULT_CALLBACKS", None)
-    if not isinstance(callbacks, list):
-        raise ImportError(f"{_NEEDS}: there is no list {_TRAINER}.DEFAULT_CALLBACKS")
-    if LpScheduleCallback not in callbacks:
-        callbacks.append(LpScheduleCallback)
+    callbacks = trainer.callback_handler.callbacks
+    if not any(isinstance(callback, LpScheduleCallback) for callback in callbacks):
+        callback = LpScheduleCallback()
+        # The first, so that p is in the logs before other callbacks report them.
+        callbacks[:] = [callback, *_without_ours(callbacks)]
+        callback.on_init_end(trainer.args, trainer.state, trainer.control)
 
 
-class _AfterImport(MetaPathFinder):
-    """Adds the callback as soon as transformers.trainer is imported."""
-
-    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
-        if fullname != _TRAINER:
-            return None
-        others = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
-        spec = next(filter(None, others), None)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def execute_and_add(module: ModuleType) -> None:
-                execute(module)
-                try:
-                    _add_callback(module)
-                except ImportError as error:
-                    warn_user(f"hf_lpsgd did not register with the Trainer: {error}")
-
-            spec.loader.exec_module = execute_and_add  # type: ignore[method-assign]
-        return spec
+def _without_ours(callbacks: list[Any]) -> list[Any]:
+    """Return the callbacks, classes or objects, but those of a module of ours that was imported anew since."""
+    ours = f"{__package__}.callback"
+    return [one for one in callbacks if (one if isinstance(one, type) else type(one)).__module__ != ours]

@@ -1,0 +1,16 @@
+"""Makes the optimizers known to each Python that starts with this folder in PYTHONPATH: see hf_lpsgd.runner.
+
+Any Python may run this file, also 2.7, and one without hf_lpsgd: then it changes nothing and says nothing.
+"""
+
+import os
+import sys
+
+sys.path.remove(os.path.dirname(os.path.abspath(__file__)))  # a program sees the path that it always sees
+try:  # noqa: SIM105
+    __import__("hf_lpsgd")
+except Exception:  # not installed there, or that Python is too old for it
+    pass
+# The file of this name that this one hides. Where there is none, Python sees the ImportError that it expects.
+del sys.modules["sitecustomize"]
+__import__("sitecustomize")

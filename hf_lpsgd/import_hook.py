@@ -1,0 +1,85 @@
+"""Registers the optimizers with other libraries when those are imported, so that nobody has to import them before.
+
+Each Python that the runner reaches imports this module at its start. So it imports nothing before it is needed.
+"""
+
+from __future__ import annotations
+
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
+
+# What is awaited, and the module of ours whose `register()` is called then. By name: whoever has replaced the modules
+# of ours since gets the new ones.
+_AWAITED = {
+    "transformers.training_args": "hf_lpsgd.trainer",
+    "transformers.trainer": "hf_lpsgd.trainer",
+}
+
+
+_said: set[str] = set()
+
+
+def register_when_imported() -> None:
+    """Register with each awaited module: now, where it is imported already, or else as soon as it is."""
+    sys.meta_path[:] = [AfterImport(), *(finder for finder in sys.meta_path if type(finder).__module__ != __name__)]
+    for ours in dict.fromkeys(ours for awaited, ours in _AWAITED.items() if awaited in sys.modules):
+        _register(ours)
+
+
+class AfterImport:
+    """Finds the awaited modules as the other finders do, and registers when one has been imported."""
+
+    def __init__(self) -> None:
+        self.finding: set[str] = set()
+
+    def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """Return what the other finders find, with a loader that registers; None for all other modules."""
+        if fullname not in _AWAITED or fullname in self.finding:
+            return None
+        self.finding.add(fullname)  # another hook may ask all finders in its turn
+        try:
+            finders = [finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec")]
+            spec = next(filter(None, (finder.find_spec(fullname, path, target) for finder in finders)), None)
+        finally:
+            self.finding.discard(fullname)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_register(module: ModuleType) -> None:
+                try:
+                    execute(module)
+                except Exception as error:
+                    _say_once(f"{fullname} cannot be imported", error)
+                    raise
+                _register(_AWAITED[fullname])
+
+            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec
+
+
+def first_cause(error: BaseException) -> str:
+    """Return in one line the error that a chain of errors began with: those that wrap it say less."""
+    while (cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:
+        error = cause
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _register(ours: str) -> None:
+    try:
+        __import__(ours, fromlist=["register"]).register()
+    except Exception as error:
+        _say_once(str(error), error)
+
+
+def _say_once(what: str, error: Exception) -> None:
+    cause = first_cause(error)
+    if cause not in _said:
+        from .notices import warn_user
+
+        _said.add(cause)
+        warn_user(f"hf_lpsgd did not register its optimizers: {what}: {cause}")
