@@ -4,12 +4,14 @@ This process becomes the command. So arguments, streams, signals and exit status
 thing, a folder at the front of PYTHONPATH: see hf_lpsgd/children/sitecustomize.py.
 """
 
+from __future__ import annotations
+
 import os
-import shutil
-import signal
 import sys
-from pathlib import Path
-from typing import NoReturn
+
+TYPE_CHECKING = False  # that of `typing`, which takes as long to import as Python to start
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 USAGE = "usage: python -m hf_lpsgd SCRIPT [ARGUMENT ...] | -m MODULE [ARGUMENT ...] | COMMAND [ARGUMENT ...] | --env\n"
 
@@ -48,18 +50,18 @@ def main() -> None:
         _fail("name a script, a module or a command")
     if sys.flags.ignore_environment or sys.flags.no_site:
         _fail("Python's options -E, -I and -S would hide the optimizers from what is started: leave them out")
-    is_for_python, name = True, [program]
+    line, is_python = [program], True
     if program == "-m":
-        name = [program, arguments.pop(0)]
+        line.append(arguments.pop(0))
     elif not program.startswith("-m"):
-        program, is_for_python = _found(program)
-        name = [program]
-    for signal_name in ("SIGPIPE", "SIGXFSZ"):  # Python ignores them, and a command would inherit that
-        if hasattr(signal, signal_name):
-            signal.signal(getattr(signal, signal_name), signal.SIG_DFL)
-    file, before = (sys.executable, _interpreter()) if is_for_python else (program, [])
+        line[0], is_python = _found(program)
+    if is_python:
+        file, line = sys.executable, [*_interpreter(), *line]
+    else:
+        file = line[0]
+        _heed_signals()
     try:
-        os.execve(file, [*before, *name, *of_launcher, *arguments], {**os.environ, "PYTHONPATH": _python_path()})
+        os.execve(file, [*line, *of_launcher, *arguments], {**os.environ, "PYTHONPATH": _python_path()})
     except OSError as error:
         _fail(f"cannot start {file}: {error.strerror}")
 
@@ -73,8 +75,10 @@ def _found(program: str) -> tuple[str, bool]:
     """Return the path of a script or a command, and whether this interpreter runs it."""
     is_path = os.path.basename(program) != program or os.path.isfile(program)
     if not is_path and not os.path.isfile(os.path.join(program, "__main__.py")):
-        beside = shutil.which(program, path=os.path.dirname(sys.executable))
-        command = beside or shutil.which(program)
+        from shutil import which
+
+        beside = which(program, path=os.path.dirname(sys.executable))
+        command = beside or which(program)
         if command is not None:
             return command, beside is not None and _is_python(command)
         if not os.path.exists(program) and not program.endswith(".py"):
@@ -93,6 +97,15 @@ def _is_python(file: str) -> bool:
     return b"\0" not in first + second
 
 
+def _heed_signals() -> None:
+    """Undo that Python ignores two signals, which a command would inherit."""
+    import signal
+
+    for name in ("SIGPIPE", "SIGXFSZ"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
+
+
 def _interpreter() -> list[str]:
     """Return how this interpreter was started, with its options, up to `-m hf_lpsgd` or the file of hf-lpsgd-run."""
     *started, last = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
@@ -103,6 +116,6 @@ def _interpreter() -> list[str]:
 
 
 def _python_path() -> str:
-    children, path = str(Path(__file__).with_name("children")), os.environ.get("PYTHONPATH") or ""
+    children, path = os.path.join(os.path.dirname(__file__), "children"), os.environ.get("PYTHONPATH") or ""
     is_there = path.split(os.pathsep)[0] == children
     return path if is_there else os.pathsep.join([children, path] if path else [children])
