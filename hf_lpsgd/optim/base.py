@@ -17,7 +17,7 @@ from .kernels.hyperparameters import Hyperparameters
 from .kernels.tensors import Tensors
 from .measurement import Measurement, is_measuring
 from .options import LR, Option, P
-from .p_in_force import Tie, write_p
+from .p_in_force import Tie, Untied, write_p
 from .precision import check_momentum, check_precision
 from .shards import Partitions
 from .update import ROUNDED_STEPS, Call, Update, calls_with_gradients, describe, is_no_update
@@ -27,7 +27,7 @@ class LpOptimizer(Optimizer):
     """Base of the optimizers that rescale by `(|.| + eps)^rho`; a subclass has `buffers` or `make_step` of its own."""
 
     options: ClassVar[tuple[Option, ...]] = ()  # of the param groups, `LR` first
-    tie: Tie | None = None  # what p follows; None lets p be the `p_max` of the param group
+    tie: Tie | None = None  # what p follows; None leaves it to `p_schedule` of the param group
     partitions: Partitions | None = None  # how an engine has divided the parameters among processes; None if none has
     backward_step: Any = None  # what makes the step in the backward pass; None for the ordinary step
 
@@ -39,7 +39,7 @@ class LpOptimizer(Optimizer):
     def _begin_anew(self, groups: Sequence[dict[str, Any]], written_p: dict[int, float]) -> None:
         self._every_group, self._measurement = groups, Measurement(groups)
         self._rate_before: float | None = 0.0  # None when precision has been judged
-        self._written_p = written_p  # by the place of the group
+        self._written_p, self._untied = written_p, Untied()  # by the place of the group
         self._loaded_p_max = {place: float(group["p_max"]) for place, group in enumerate(groups)}
         self._first_params: set[int] = set()  # of the calls of `step` that make up the present update
 
@@ -139,13 +139,12 @@ class LpOptimizer(Optimizer):
         first = next((id(group["params"][0]) for group in self.param_groups if group["params"]), 0)
         is_new = first in self._first_params or not self._first_params
         self._first_params = {first} if is_new else {*self._first_params, first}
-        write_p(groups, self.tie, self._written_p, self._loaded_p_max)
+        tie = self.tie or self._untied
+        write_p(groups, tie, self._written_p, self._loaded_p_max)
         if is_new:
             self._rate_before = check_precision(groups, self._rate_before)
-        if self.tie is not None and is_new:
-            self.tie.begin_update()
-        is_past_warmup = self.tie is None or self.tie.is_past_warmup()
-        is_measured = self._measurement.begin(groups, is_new=is_new, is_past_warmup=is_past_warmup)
+            tie.begin_update()
+        is_measured = self._measurement.begin(groups, is_new=is_new, is_past_warmup=tie.is_past_warmup())
         return Update(groups, self._measurement if is_measured else None, self.partitions, self.make_step)
 
     def every_group(self) -> Sequence[dict[str, Any]]:

@@ -24,7 +24,7 @@ class LPSGD(LpOptimizer):
         theta <- (1 - lr*wd) * theta - lr * g / (|g| + eps)^rho
 
     With `p = 2` it is SGD. With a large `p` it is close to sign descent. No state is kept. p is `p_max`, unless
-    [`tie_p_schedule`][hf_lpsgd.tie_p_schedule] ties it to an LR scheduler.
+    [`tie_p_schedule`][hf_lpsgd.tie_p_schedule] ties it to an LR scheduler, or `p_schedule` is "lr".
 
     Arguments and errors are those of [`LPSGDM`][hf_lpsgd.LPSGDM], with the gradient g in place of its moving average
     m, and without `momentum` and `momentum_dtype`.
@@ -41,6 +41,7 @@ class LPSGD(LpOptimizer):
         weight_decay: float = 0.0,
         *,
         grad_rms: float | Literal["auto"] | None = None,
+        p_schedule: Literal["lr"] | None = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         rounding_seed: int = 0,
         maximize: bool = False,
@@ -48,6 +49,7 @@ class LPSGD(LpOptimizer):
         fused: bool | None = None,
     ) -> None:
         numbers = {"lr": lr, "p_max": p_max, "eps": eps, "weight_decay": weight_decay, "grad_rms": grad_rms}
+        numbers |= {"p_schedule": p_schedule}
         precision = {"rounding": rounding, "rounding_seed": rounding_seed}
         super().__init__(params, **numbers, **precision, maximize=maximize, foreach=foreach, fused=fused)
 
@@ -78,6 +80,8 @@ class LPSGDM(LpOptimizer):
             relative to r. `"auto"` measures r over the warm-up of the LR scheduler that p is tied to, at least over
             20 updates, and then freezes it, as a number in the param groups. The first update only measures, and
             changes no parameter. Weight decay is not scaled.
+        p_schedule: "lr" lets p - 2 be proportional to the learning rate of the param group. p is `p_max` at the
+            largest rate so far. It is for configs that name a class and can call nothing. A tie replaces it.
         momentum_dtype: dtype in which the momentum is kept, "bfloat16" or "float32", or None for that of the
             parameter. The arithmetic is in float32, and the momentum is rounded when it is stored.
         rounding: how parameters and momentum in bfloat16 or float16 are rounded: "nearest", or "stochastic", up or
@@ -107,6 +111,7 @@ class LPSGDM(LpOptimizer):
         weight_decay: float = 0.0,
         *,
         grad_rms: float | Literal["auto"] | None = None,
+        p_schedule: Literal["lr"] | None = None,
         momentum_dtype: torch.dtype | Literal["bfloat16", "float32"] | None = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         rounding_seed: int = 0,
@@ -117,7 +122,7 @@ class LPSGDM(LpOptimizer):
         numbers = {"lr": lr, "momentum": momentum, "p_max": p_max, "eps": eps, "weight_decay": weight_decay}
         precision = {"momentum_dtype": momentum_dtype, "rounding": rounding, "rounding_seed": rounding_seed}
         switches = {"maximize": maximize, "foreach": foreach, "fused": fused}
-        super().__init__(params, **numbers, grad_rms=grad_rms, **precision, **switches)
+        super().__init__(params, **numbers, grad_rms=grad_rms, p_schedule=p_schedule, **precision, **switches)
 
     def buffers(self, group: dict[str, Any], params: Sequence[Tensor]) -> list[Tensor]:
         """Return the momentum buffers of `params`, made where there are none yet."""

@@ -96,6 +96,9 @@ ROUNDING = Option("rounding", ROUNDED, values=("nearest", "stochastic"), absent=
 ROUNDING_SEED = Option(
     "rounding_seed", "seed for rounding=stochastic; the same on all processes", low=0, whole=True, absent=0
 )
+P_FOLLOWS = Option(
+    "p_schedule", "lr: p falls with the learning rate; a tie replaces it", values=(None, "lr"), for_trainer=False
+)
 MAXIMIZE = Option("maximize", "ascend the objective", values=(True, False), for_trainer=False, absent=False)
 FOREACH = Option(
     "foreach", "True or False to use the foreach implementation or not, None for the best", values=(True, False, None)
@@ -104,7 +107,7 @@ FUSED = Option(
     "fused", "the same for the fused implementation: Triton on CUDA, compiled C++ on a CPU", values=(True, False, None)
 )
 
-OF_LPSGD = (LR, P_MAX, EPS, WEIGHT_DECAY, GRAD_RMS, ROUNDING, ROUNDING_SEED, MAXIMIZE, FOREACH, FUSED)
+OF_LPSGD = (LR, P_MAX, EPS, WEIGHT_DECAY, GRAD_RMS, P_FOLLOWS, ROUNDING, ROUNDING_SEED, MAXIMIZE, FOREACH, FUSED)
 EVERY_OPTION = tuple(value for value in list(globals().values()) if isinstance(value, Option))
 
 

@@ -1,14 +1,16 @@
-"""The order p of the norm that is in force in each param group: what the tie says, and without a tie `p_max`."""
+"""The order p of the norm in force in each param group: what the tie says, or without one `p_schedule`, or `p_max`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import torch
+
 from ..notices import warn_user
+from .options import P_FOLLOWS
 
 _NO_TIE = "no LR scheduler is tied to this optimizer. Call hf_lpsgd.tie_p_schedule, or set p_max if p is to stay"
-
 
 LARGEST_LR = "largest_lr"  # in a param group whose p follows its learning rate, where checkpoints hold it
 
@@ -29,8 +31,49 @@ class Tie(Protocol):
     def why_other_than(self, p: float, p_max: float) -> str | None: ...
 
 
+class Untied:
+    """What p follows without a tie: the learning rate of its group, where `p_schedule` says so, or else nothing."""
+
+    def __init__(self) -> None:
+        self._is_rising: dict[int, bool] = {}  # by the place of the group, where p follows the rate
+        self._rates: dict[int, float] = {}  # the largest so far, where p does not
+        self._is_noticed = False
+
+    def p_of(self, group: dict[str, Any], index: int) -> float:
+        """Return p_max, or less where p follows a learning rate that has fallen."""
+        p_max = float(group["p_max"])
+        if group[P_FOLLOWS.name] is None:
+            if not torch.compiler.is_compiling() and isinstance(group["lr"], float) and p_max > 2.0:
+                self._notice(group["lr"], p_max, index)
+            return p_max
+        self._is_rising[index] = float(group["lr"]) > group.get(LARGEST_LR, 0.0)
+        return 2.0 + (p_max - 2.0) * max(float(group["lr"]), 0.0) / (largest_lr(group) or 1.0)
+
+    def _notice(self, lr: float, p_max: float, index: int) -> None:
+        largest = self._rates.get(index, lr)
+        self._rates[index] = max(lr, largest)
+        if lr < largest and not self._is_noticed:
+            self._is_noticed = True
+            warn_user(
+                f"The learning rate falls, and p stays at {p_max:g}: nothing ties it to the rate. Give "
+                'p_schedule="lr" where the optimizer is made, or call hf_lpsgd.tie_p_schedule, with the schedule '
+                '"constant" if p is to stay. A Trainer does it by itself for --optim.'
+            )
+
+    def is_past_warmup(self) -> bool:
+        """Say whether no learning rate that p follows is rising."""
+        return not any(self._is_rising.values())
+
+    def begin_update(self) -> None:
+        """Take note of nothing: the rates say it all."""
+
+    def why_other_than(self, p: float, p_max: float) -> str | None:
+        """Say why p cannot be that of a saved state, if no rate is followed."""
+        return None if self._is_rising or p == p_max else _NO_TIE
+
+
 def write_p(
-    groups: Sequence[dict[str, Any]], tie: Tie | None, written: dict[int, float], loaded_p_max: dict[int, float]
+    groups: Sequence[dict[str, Any]], tie: Tie, written: dict[int, float], loaded_p_max: dict[int, float]
 ) -> None:
     """Write p into all param groups of an optimizer; by their places, what was `written` before, and p_max as loaded.
 
@@ -38,13 +81,9 @@ def write_p(
     there is a warning.
     """
     for index, group in enumerate(groups):
-        p = float(group["p_max"]) if tie is None else tie.p_of(group, index)
-        found = float(group["p"])
-        if written.get(index) != found:
-            p_max = loaded_p_max.get(index, float(group["p_max"]))
-            reason = _NO_TIE if found not in (p, p_max) else None
-            if tie is not None:
-                reason = tie.why_other_than(found, p_max)
+        p, found = tie.p_of(group, index), float(group["p"])
+        if found not in (p, written.get(index)):
+            reason = tie.why_other_than(found, loaded_p_max.get(index, float(group["p_max"])))
             if reason is not None:
                 warn_user(f"p goes from {found:.4g} in the param group to {p:.4g}: {reason}.")
         written[index] = group["p"] = p

@@ -169,10 +169,7 @@ def _tie(args: TrainingArguments, state: TrainerState, requested: OptimArgs | No
     elif tie is not None:
         schedule, granularity = tie.schedule, tie.granularity
     else:
-        name = type(unwrap_optimizer(optimizer)).__name__
-        remedy = "Choose the optimizer by --optim, or call hf_lpsgd.tie_p_schedule"
-        logger.warning(f"The {name} given to this Trainer has no p schedule, so p stays at p_max. {remedy}.")
-        return
+        return  # p is as the user made the optimizer, which gives a notice where p stays and the rate falls
     steps_per_epoch = None
     if granularity == "epoch" and schedule != "constant":
         if not has_length(batches):

@@ -13,7 +13,7 @@ from accelerate import PartialState
 from accelerate.optimizer import AcceleratedOptimizer
 from reference import annealed_p, paper_p
 from trainer_model import TinyModel
-from transformers import DefaultFlowCallback, Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import SchedulerType
 
 from hf_lpsgd import LPSGD, LPSGDM, notices, tie_p_schedule
@@ -341,22 +341,36 @@ def test_an_optimizer_of_the_users_own_keeps_the_tie_the_user_made(optim, make_t
     assert logged(trainer) == pytest.approx([annealed_p("linear", 6.0, i, 8) for i in range(8)])
 
 
-def test_an_optimizer_of_the_users_own_without_a_tie_stays_at_p_max_with_a_warning(make_trainer, caplog):
+def test_an_optimizer_of_the_users_own_without_a_tie_stays_at_p_max_with_a_warning(make_trainer):
     model = make_trainer().model
     trainer = make_trainer(optim="adamw_torch", model=model, optimizers=own_optimizer(model), max_steps=3)
-    with caplog.at_level(logging.WARNING):
+    with pytest.warns(UserWarning, match="The learning rate falls, and p stays at 6: nothing ties it to the rate"):
         trainer.train()
     assert logged(trainer) == [6.0] * 3
-    assert "The LPSGDM given to this Trainer has no p schedule" in caplog.text
+
+
+def test_an_optimizer_of_the_users_own_may_follow_the_rate_without_a_tie(make_trainer, recwarn):
+    model = make_trainer().model
+    optimizer = LPSGDM(model.parameters(), lr=1e-2, p_max=6.0, p_schedule="lr")
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, 8)
+    trainer = make_trainer(optim="adamw_torch", model=model, optimizers=(optimizer, scheduler), max_steps=8)
+    trainer.train()
+    assert logged(trainer) == pytest.approx([2 + 4 * (1 - 0.9 * i / 8) for i in range(8)])
+    assert not [warning for warning in recwarn if "p stays" in str(warning.message)]
 
 
 def test_the_warnings_of_the_callback_appear_on_the_first_rank_alone(make_trainer, caplog, monkeypatch):
     monkeypatch.setattr(PartialState, "is_main_process", property(lambda state: False))
     model = make_trainer().model
-    trainer = make_trainer(optim="adamw_torch", model=model, optimizers=own_optimizer(model), max_steps=3)
+    options = {"optim_args": "p_max=9", "optimizers": own_optimizer(model)}
+    trainer = make_trainer(model=model, max_steps=3, **options)
     with caplog.at_level(logging.WARNING):
         trainer.train()
-    assert "has no p schedule" not in caplog.text
+    assert "was not made from --optim_args" not in caplog.text
+    monkeypatch.undo()
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert "was not made from --optim_args" in caplog.text
 
 
 def test_requesting_lpsgdm_and_giving_another_optimizer_is_refused(make_trainer):
@@ -372,12 +386,6 @@ def test_other_optimizers_train_as_before(make_trainer):
     trainer.train()
     assert not any("p" in entry for entry in trainer.state.log_history)
     assert current_tie(trainer.optimizer) is None
-
-
-def test_a_trainer_without_the_callback_refuses_to_train_at_p_max(make_trainer, monkeypatch):
-    monkeypatch.setattr("transformers.trainer.DEFAULT_CALLBACKS", [DefaultFlowCallback])
-    with pytest.raises(ValueError, match=r"does not have the callback of hf_lpsgd"):
-        make_trainer(max_steps=3).train()
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "lpsgdm", "lpsgdm_layerwise"])
