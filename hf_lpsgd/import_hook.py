@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _AWAITED = {
     "transformers.training_args": "hf_lpsgd.trainer",
     "transformers.trainer": "hf_lpsgd.trainer",
+    "timm.optim": "hf_lpsgd.integrations.timm",
 }
 
 

@@ -49,9 +49,9 @@ class LPSGD(LpOptimizer):
         fused: bool | None = None,
     ) -> None:
         numbers = {"lr": lr, "p_max": p_max, "eps": eps, "weight_decay": weight_decay, "grad_rms": grad_rms}
-        numbers |= {"p_schedule": p_schedule}
         precision = {"rounding": rounding, "rounding_seed": rounding_seed}
-        super().__init__(params, **numbers, **precision, maximize=maximize, foreach=foreach, fused=fused)
+        switches = {"p_schedule": p_schedule, "maximize": maximize, "foreach": foreach, "fused": fused}
+        super().__init__(params, **numbers, **precision, **switches)
 
 
 class LPSGDM(LpOptimizer):
