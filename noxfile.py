@@ -35,12 +35,24 @@ assert cpu.instructions() is not None, cpu.why_unavailable(None)
 """
 
 
-def run_tests(session: nox.Session, constraints: Path, *versions: str) -> None:
-    """Install the wheel with its dev extra and `versions`, and run the suite, or what was asked for, against it."""
+# Whose command lines are run with the runner before them. LLaMA-Factory needs torchaudio, which not every torch has.
+TOOLS = {
+    "trl": ["trl==1.16.0", "peft"],
+    "llamafactory": ["llamafactory==0.9.5", "torch==2.9.1", "torchvision==0.24.1", "torchaudio==2.9.1"],
+}
+
+
+def wheel(session: nox.Session) -> Path:
+    """The wheel in dist/."""
     wheels = sorted((ROOT / "dist").glob("*.whl"))
     if len(wheels) != 1:
         session.error(f"dist/ must hold one wheel and has {len(wheels)}: empty it and run make dist")
-    session.install("--constraint", str(constraints), f"{wheels[0]}[dev]", *versions)
+    return wheels[0]
+
+
+def run_tests(session: nox.Session, constraints: Path, *versions: str) -> None:
+    """Install the wheel with its dev extra and `versions`, and run the suite, or what was asked for, against it."""
+    session.install("--constraint", str(constraints), f"{wheel(session)}[dev]", *versions)
     copy = Path(session.create_tmp()).resolve() / "repository"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(ROOT, copy, ignore=NOT_IN_A_COPY)
@@ -86,3 +98,16 @@ def nightly(session: nox.Session) -> None:
     """The main branch of transformers."""
     main = "transformers @ git+https://github.com/huggingface/transformers"
     run_tests(session, without_pins_of_tied_packages(session), main)
+
+
+@nox.session(python=["3.11"])
+@nox.parametrize("tool", list(TOOLS), ids=list(TOOLS))
+def tools(session: nox.Session, tool: str) -> None:
+    """The command lines of a tool with the runner before them. Arguments after `--` are what pip installs besides."""
+    session.install(str(wheel(session)), *TOOLS[tool], *session.posargs)
+    folder = Path(session.create_tmp()).resolve() / "tool"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    session.chdir(folder)
+    session.run("python", str(ROOT / "tests" / "real_tools.py"), tool)
+    session.run("python", "-m", "pip", "list")

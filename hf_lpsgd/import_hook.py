@@ -55,7 +55,7 @@ class AfterImport:
                 try:
                     execute(module)
                 except Exception as error:
-                    _say_once(f"{fullname} cannot be imported", error)
+                    _say_once(f"{fullname} cannot be imported: {first_cause(error)}", error)
                     raise
                 _register(_AWAITED[fullname])
 
@@ -77,10 +77,9 @@ def _register(ours: str) -> None:
         _say_once(str(error), error)
 
 
-def _say_once(what: str, error: Exception) -> None:
-    cause = first_cause(error)
-    if cause not in _said:
+def _say_once(message: str, error: Exception) -> None:
+    if first_cause(error) not in _said:
         from .notices import warn_user
 
-        _said.add(cause)
-        warn_user(f"hf_lpsgd did not register its optimizers: {what}: {cause}")
+        _said.add(first_cause(error))
+        warn_user(f"hf_lpsgd did not register its optimizers: {message}")
