@@ -96,8 +96,8 @@ dist: setup
 
 SESSION ?= pinned-$(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 test-dist: dist
-	@echo "test-dist: nox --session $(SESSION)"
-	@$(BIN)/python -m nox --session $(SESSION) -- $(PYTEST_ARGS)
+	@echo 'test-dist: nox --session $(SESSION)'
+	@$(BIN)/python -m nox --session '$(SESSION)' -- $(PYTEST_ARGS)
 
 format: setup
 	@$(BIN)/python -m ruff check --fix .
