@@ -15,22 +15,15 @@ if TYPE_CHECKING:
 
 __all__ = ["LPSGD", "LPSGDM", "PScheduleTie", "__version__", "step_in_backward", "tie_p_schedule"]
 
-# Imported when they are used, since torch takes seconds, and each Python that the runner reaches imports this package.
-_MODULES = {
-    "LPSGD": "optim",
-    "LPSGDM": "optim",
-    "PScheduleTie": "schedules",
-    "step_in_backward": "optim.layerwise",
-    "tie_p_schedule": "schedules",
-}
+_MODULES = {"PScheduleTie": "schedules", "step_in_backward": "optim.layerwise", "tie_p_schedule": "schedules"}
 
 
 def __getattr__(name: str) -> object:
+    """Import what is used. Torch takes seconds, and each Python that the runner reaches imports this package."""
     from importlib import import_module
 
-    if name in _MODULES:
-        value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-        return value
+    if name in __all__:
+        return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'optim')}"), name)
     if name in ("optim", "schedules", "trainer"):
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

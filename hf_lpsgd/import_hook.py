@@ -13,16 +13,12 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-# What is awaited, and the module of ours whose `register()` is called then. By name: whoever has replaced the modules
-# of ours since gets the new ones.
+# What is awaited, and the module whose `register()` is called then: by name, since both may be imported anew.
 _AWAITED = {
     "transformers.training_args": "hf_lpsgd.trainer",
     "transformers.trainer": "hf_lpsgd.trainer",
     "timm.optim": "hf_lpsgd.integrations.timm",
 }
-
-
-_said: set[str] = set()
 
 
 def register_when_imported() -> None:
@@ -35,19 +31,12 @@ def register_when_imported() -> None:
 class AfterImport:
     """Finds the awaited modules as the other finders do, and registers when one has been imported."""
 
-    def __init__(self) -> None:
-        self.finding: set[str] = set()
-
     def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         """Return what the other finders find, with a loader that registers; None for all other modules."""
-        if fullname not in _AWAITED or fullname in self.finding:
+        if fullname not in _AWAITED:
             return None
-        self.finding.add(fullname)  # another hook may ask all finders in its turn
-        try:
-            finders = [finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec")]
-            spec = next(filter(None, (finder.find_spec(fullname, path, target) for finder in finders)), None)
-        finally:
-            self.finding.discard(fullname)
+        finders = [finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec")]
+        spec = next(filter(None, (finder.find_spec(fullname, path, target) for finder in finders)), None)
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
@@ -55,7 +44,7 @@ class AfterImport:
                 try:
                     execute(module)
                 except Exception as error:
-                    _say_once(f"{fullname} cannot be imported: {first_cause(error)}", error)
+                    _say(f"{fullname.partition('.')[0]} cannot be imported: {first_cause(error)}")
                     raise
                 _register(_AWAITED[fullname])
 
@@ -74,12 +63,10 @@ def _register(ours: str) -> None:
     try:
         __import__(ours, fromlist=["register"]).register()
     except Exception as error:
-        _say_once(str(error), error)
+        _say(str(error))
 
 
-def _say_once(message: str, error: Exception) -> None:
-    if first_cause(error) not in _said:
-        from .notices import warn_user
+def _say(message: str) -> None:
+    from .notices import warn_once
 
-        _said.add(first_cause(error))
-        warn_user(f"hf_lpsgd did not register its optimizers: {message}")
+    warn_once(f"hf_lpsgd did not register its optimizers: {message}")

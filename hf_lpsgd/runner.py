@@ -42,12 +42,10 @@ def main() -> None:
 
         print(describe_environment())
         return
-    if program == "-m" and not arguments:
-        _fail("-m needs the name of a module")
+    if not program or (program == "-m" and not arguments):
+        _fail("-m needs the name of a module" if program else "name a script, a module or a command")
     if program.startswith("-") and not program.startswith("-m"):
         _fail(f"unknown option {program!r}: the options of a script or a command come after its name")
-    if not program:
-        _fail("name a script, a module or a command")
     if sys.flags.ignore_environment or sys.flags.no_site:
         _fail("Python's options -E, -I and -S would hide the optimizers from what is started: leave them out")
     line, is_python = [program], True
@@ -55,20 +53,28 @@ def main() -> None:
         line.append(arguments.pop(0))
     elif not program.startswith("-m"):
         line[0], is_python = _found(program)
-    if is_python:
-        file, line = sys.executable, [*_interpreter(), *line]
-    else:
-        file = line[0]
-        _heed_signals()
-    try:
-        os.execve(file, [*line, *of_launcher, *arguments], {**os.environ, "PYTHONPATH": _python_path()})
-    except OSError as error:
-        _fail(f"cannot start {file}: {error.strerror}")
+    _become([*_interpreter(), *line] if is_python else line, is_python, [*of_launcher, *arguments])
 
 
 def _fail(message: str) -> NoReturn:
     print(f"{USAGE}hf_lpsgd: error: {message}", file=sys.stderr)
     sys.exit(2)
+
+
+def _become(line: list[str], is_python: bool, arguments: list[str]) -> NoReturn:
+    path, children = os.environ.get("PYTHONPATH") or "", os.path.join(os.path.dirname(__file__), "children")
+    if path.split(os.pathsep)[0] != children:
+        path = os.pathsep.join(filter(None, (children, path)))
+    if not is_python:
+        import signal
+
+        for name in ("SIGPIPE", "SIGXFSZ"):  # which Python ignores, and a command would inherit that
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
+    file = sys.executable if is_python else line[0]
+    try:
+        os.execve(file, [*line, *arguments], {**os.environ, "PYTHONPATH": path})
+    except OSError as error:
+        _fail(f"cannot start {file}: {error.strerror}")
 
 
 def _found(program: str) -> tuple[str, bool]:
@@ -78,8 +84,7 @@ def _found(program: str) -> tuple[str, bool]:
         from shutil import which
 
         beside = which(program, path=os.path.dirname(sys.executable))
-        command = beside or which(program)
-        if command is not None:
+        if command := beside or which(program):
             return command, beside is not None and _is_python(command)
         if not os.path.exists(program) and not program.endswith(".py"):
             _fail(f"{program!r} is no file here, and no command beside {sys.executable} or on PATH")
@@ -88,22 +93,10 @@ def _found(program: str) -> tuple[str, bool]:
 
 
 def _is_python(file: str) -> bool:
-    if not os.access(file, os.X_OK) or file.endswith((".py", ".pyc", ".pyz", ".zip")):
-        return True
     with open(file, "rb") as stream:
-        first, second, *_ = [*stream.read(1024).split(b"\n"), b""]
-    if first.startswith(b"#!"):  # pip writes the second for an interpreter with a long path
-        return b"python" in first or second.startswith(b"'''exec'")
-    return b"\0" not in first + second
-
-
-def _heed_signals() -> None:
-    """Undo that Python ignores two signals, which a command would inherit."""
-    import signal
-
-    for name in ("SIGPIPE", "SIGXFSZ"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_DFL)
+        first = stream.readline(256)
+    is_python = b"python" in first if first.startswith(b"#!") else b"\0" not in first
+    return is_python or not os.access(file, os.X_OK) or file.endswith((".py", ".pyc", ".pyz", ".zip"))
 
 
 def _interpreter() -> list[str]:
@@ -113,9 +106,3 @@ def _interpreter() -> list[str]:
         flags = last[: -len("hf_lpsgd")] if last.startswith("-") else started.pop()
         started += [flags[:-1]] if len(flags) > len("-m") else []
     return started
-
-
-def _python_path() -> str:
-    children, path = os.path.join(os.path.dirname(__file__), "children"), os.environ.get("PYTHONPATH") or ""
-    is_there = path.split(os.pathsep)[0] == children
-    return path if is_there else os.pathsep.join([children, path] if path else [children])

@@ -24,7 +24,7 @@ def test_a_failing_import_is_said_once_with_the_error_that_it_began_with(tmp_pat
     assert (done.returncode, done.stdout) == (0, "Could not import module 'TrainingArguments'\n" * 2)
     (line,) = [line for line in done.stderr.splitlines() if "hf_lpsgd did not" in line]
     assert line.endswith(
-        "hf_lpsgd did not register its optimizers: transformers.training_args cannot be imported: "
+        "hf_lpsgd did not register its optimizers: transformers cannot be imported: "
         "RuntimeError: operator torchvision::nms does not exist"
     )
 

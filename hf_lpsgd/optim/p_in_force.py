@@ -7,10 +7,14 @@ from typing import Any, Protocol
 
 import torch
 
-from ..notices import warn_user
+from ..notices import warn_once, warn_user
 from .options import P_FOLLOWS
 
 _NO_TIE = "no LR scheduler is tied to this optimizer. Call hf_lpsgd.tie_p_schedule, or set p_max if p is to stay"
+_STAYS = (
+    "The learning rate falls, and p stays at p_max: nothing ties it to the rate. Give p_schedule='lr' where the "
+    "optimizer is made, or call hf_lpsgd.tie_p_schedule ('constant' if p is to stay). --optim ties it by itself."
+)
 
 LARGEST_LR = "largest_lr"  # in a param group whose p follows its learning rate, where checkpoints hold it
 
@@ -37,35 +41,24 @@ class Untied:
     def __init__(self) -> None:
         self._is_rising: dict[int, bool] = {}  # by the place of the group, where p follows the rate
         self._rates: dict[int, float] = {}  # the largest so far, where p does not
-        self._is_noticed = False
 
     def p_of(self, group: dict[str, Any], index: int) -> float:
         """Return p_max, or less where p follows a learning rate that has fallen."""
         p_max = float(group["p_max"])
         if group[P_FOLLOWS.name] is None:
             if not torch.compiler.is_compiling() and isinstance(group["lr"], float) and p_max > 2.0:
-                self._notice(group["lr"], p_max, index)
+                largest = self._rates[index] = max(group["lr"], self._rates.get(index, 0.0))
+                if group["lr"] < largest:
+                    warn_once(_STAYS)
             return p_max
         self._is_rising[index] = float(group["lr"]) > group.get(LARGEST_LR, 0.0)
         return 2.0 + (p_max - 2.0) * max(float(group["lr"]), 0.0) / (largest_lr(group) or 1.0)
-
-    def _notice(self, lr: float, p_max: float, index: int) -> None:
-        largest = self._rates.get(index, lr)
-        self._rates[index] = max(lr, largest)
-        if lr < largest and not self._is_noticed:
-            self._is_noticed = True
-            warn_user(
-                f"The learning rate falls, and p stays at {p_max:g}: nothing ties it to the rate. Give "
-                'p_schedule="lr" where the optimizer is made, or call hf_lpsgd.tie_p_schedule, with the schedule '
-                '"constant" if p is to stay. A Trainer does it by itself for --optim.'
-            )
 
     def is_past_warmup(self) -> bool:
         """Say whether no learning rate that p follows is rising."""
         return not any(self._is_rising.values())
 
-    def begin_update(self) -> None:
-        """Take note of nothing: the rates say it all."""
+    def begin_update(self) -> None: ...
 
     def why_other_than(self, p: float, p_max: float) -> str | None:
         """Say why p cannot be that of a saved state, if no rate is followed."""

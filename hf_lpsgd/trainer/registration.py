@@ -12,6 +12,7 @@ from ..optim import OPTIMIZERS
 from .optim_args import optimizer_class_and_kwargs
 
 _TRAINER = "transformers.trainer"
+_CALLBACK = f"{__package__}.callback"  # also the module of a callback from before hf_lpsgd was imported anew
 _NEEDS = "hf_lpsgd needs transformers>=5.2,<6 (pip install 'transformers>=5.2,<6')"
 
 
@@ -43,7 +44,7 @@ def register() -> None:
         # Another thread may still be importing it; this waits for that. This thread may be too: there is no list then.
         callbacks = getattr(importlib.import_module(_TRAINER), "DEFAULT_CALLBACKS", [])
         if LpScheduleCallback not in callbacks:
-            callbacks[:] = [*_without_ours(callbacks), LpScheduleCallback]
+            callbacks[:] = [*(one for one in callbacks if one.__module__ != _CALLBACK), LpScheduleCallback]
 
 
 def _registered_member(name: str) -> Any:
@@ -54,20 +55,13 @@ def _registered_member(name: str) -> Any:
 
 
 def _handler(context: Any) -> tuple[Any, dict[str, Any]]:
-    trainer = _asking_trainer()
-    if trainer is not None:
-        _give_callback(trainer)
-    return optimizer_class_and_kwargs(context.args)
-
-
-def _asking_trainer() -> Any:
-    """Return the Trainer that is making its optimizer, which is among the callers; None if there is none."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:  # the Trainer that asks is among the callers
         if hasattr(frame.f_locals.get("self"), "callback_handler"):
-            return frame.f_locals["self"]
+            _give_callback(frame.f_locals["self"])
+            break
         frame = frame.f_back
-    return None
+    return optimizer_class_and_kwargs(context.args)
 
 
 def _give_callback(trainer: Any) -> None:
@@ -82,11 +76,5 @@ def _give_callback(trainer: Any) -> None:
     if not any(isinstance(callback, LpScheduleCallback) for callback in callbacks):
         callback = LpScheduleCallback()
         # The first, so that p is in the logs before other callbacks report them.
-        callbacks[:] = [callback, *_without_ours(callbacks)]
+        callbacks[:] = [callback, *(one for one in callbacks if one.__module__ != _CALLBACK)]
         callback.on_init_end(trainer.args, trainer.state, trainer.control)
-
-
-def _without_ours(callbacks: list[Any]) -> list[Any]:
-    """Return the callbacks, classes or objects, but those of a module of ours that was imported anew since."""
-    ours = f"{__package__}.callback"
-    return [one for one in callbacks if (one if isinstance(one, type) else type(one)).__module__ != ours]

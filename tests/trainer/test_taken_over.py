@@ -118,7 +118,7 @@ def test_a_subclass_that_makes_an_optimizer_of_ours_is_tied_and_warned_as_any_ot
     tied.train()
     assert logged(tied) == cosine(6, p_max=6)
     untied = make_trainer(trainer_class=OwnOptimizer, optim="adamw_torch", max_steps=6)
-    with pytest.warns(UserWarning, match="p stays at 6"):
+    with pytest.warns(UserWarning, match="p stays at p_max"):
         untied.train()
     assert logged(untied) == [6.0] * 6
 

@@ -344,7 +344,7 @@ def test_an_optimizer_of_the_users_own_keeps_the_tie_the_user_made(optim, make_t
 def test_an_optimizer_of_the_users_own_without_a_tie_stays_at_p_max_with_a_warning(make_trainer):
     model = make_trainer().model
     trainer = make_trainer(optim="adamw_torch", model=model, optimizers=own_optimizer(model), max_steps=3)
-    with pytest.warns(UserWarning, match="The learning rate falls, and p stays at 6: nothing ties it to the rate"):
+    with pytest.warns(UserWarning, match="The learning rate falls, and p stays at p_max: nothing ties it to the rate"):
         trainer.train()
     assert logged(trainer) == [6.0] * 3
 
