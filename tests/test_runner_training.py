@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -44,6 +45,12 @@ if __name__ == "__main__":
     main()
 """
 
+# As the command lines of many tools do, it trains in a child.
+TOOL = f"""#!{sys.executable}
+import subprocess, sys
+command, *arguments = sys.argv[1:]
+sys.exit(subprocess.call([sys.executable, command + ".py", *arguments]))
+"""
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 OPTIONS = shlex.split("""
 --optim lpsgdm --optim_args p_max=20,p_schedule=cosine --learning_rate 0.01 --max_steps 4 --logging_steps 1
@@ -56,9 +63,11 @@ def training(tmp_path_factory):
     """The same script under plain python, the runner, and the runner in two processes, all started at once."""
     folder = tmp_path_factory.mktemp("training")
     write(folder / "train.py", TRAIN)
+    write(folder / "tool", TOOL)
+    (folder / "tool").chmod(0o755)
     launches = {
         "plain": ["train.py"],
-        "runner": ["-m", "hf_lpsgd", "train.py"],
+        "runner": ["-m", "hf_lpsgd", "./tool", "train"],
         "torchrun": [*TORCHRUN, "-m", "hf_lpsgd", "train.py"],
     }
     env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore")
