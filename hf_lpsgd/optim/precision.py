@@ -11,7 +11,7 @@ from torch import Tensor, distributed
 from ..notices import warn_once
 from .kernels.hyperparameters import MOST_MOVED
 from .kernels.rounding import ROUNDED
-from .kernels.tensors import PLAIN_TENSOR_TYPES
+from .kernels.tensors import is_recorded, local
 
 Groups = Sequence[dict[str, Any]]
 
@@ -28,9 +28,8 @@ def check_momentum(groups: Groups, *, at_construction: bool = False) -> None:
             reached = (1 - momentum) / (1 - momentum + 0.35 * torch.finfo(dtype).eps)
             if reached < 0.8 and group["rounding"] == "nearest":
                 warn_once(
-                    f"momentum={momentum:g} is kept in {str(dtype)[6:]} and rounded to the nearest, which drops small "
-                    f"changes: of a gradient that stays the same, it reaches {reached:.2f} times the value. Use "
-                    "rounding=stochastic or momentum_dtype=float32."
+                    f"momentum={momentum:g} is kept in {str(dtype)[6:]} and rounded to the nearest: of a gradient that "
+                    f"stays, it reaches {reached:.2f} times the value. Use rounding=stochastic or momentum_dtype=float32."
                 )
 
 
@@ -40,9 +39,7 @@ def check_precision(groups: Groups, before: float | None) -> float | None:
     The weights are judged once, as soon as the learning rate is not above that of the update `before`. Returns the
     learning rate of this update, or None when nothing is left to judge.
     """
-    if before is None or torch.compiler.is_compiling():
-        return None
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():  # a capture cannot wait for results
+    if before is None or is_recorded():
         return None
     if before == 0.0:
         check_momentum(groups)
@@ -56,17 +53,17 @@ def check_precision(groups: Groups, before: float | None) -> float | None:
         peak = max(group["lr"], group.get("initial_lr", 0.0), group.get("max_lr", 0.0))
         step = peak if group["grad_rms"] is None else MOST_MOVED * peak
         for param in group["params"] if group["rounding"] == "nearest" else ():
-            local = param.to_local() if hasattr(param, "to_local") else param
-            has_values = type(local) in PLAIN_TENSOR_TYPES and not local.is_meta and local.numel() > 0
-            if local.dtype in ROUNDED and param.requires_grad and has_values:
-                some = local.detach().flatten()[:: local.numel() // 4096 | 1]
-                share = ((some.float() + step).to(some.dtype) != some).float().mean()
-                elements, changed = elements + local.numel(), changed + local.numel() * float(share)
+            if param.dtype in ROUNDED and param.requires_grad and not param.is_meta:
+                values = local(param.detach()).flatten()
+                stride = len(values) // 4096 | 1
+                some = values[::stride]
+                elements += stride * len(some)
+                changed += stride * float(((some.float() + step).to(some.dtype) != some).sum())
                 highest = max(highest, peak)
     if changed < 0.5 * elements:
         warn_once(
             f"At a learning rate of {highest:g}, a step can change {changed / elements:.0%} of the elements of the "
-            "bfloat16 or float16 weights: smaller changes are dropped, as weights are rounded to the nearest. Use "
-            "rounding=stochastic, or float32 weights (and --bf16 for speed)."
+            "bfloat16 or float16 weights: rounding to the nearest drops smaller changes. Use rounding=stochastic, or "
+            "float32 weights (and --bf16 for speed)."
         )
     return None

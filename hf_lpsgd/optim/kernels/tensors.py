@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensor
 from torch.nn import Parameter
 
 # Tensors that are an address, a layout and numbers, and nothing else. DTensor and others are subclasses.
@@ -41,9 +40,14 @@ class Tensors(NamedTuple):
 
     def local(self) -> Tensors:
         """Return the shards of DTensors on this process; the update is element-wise, so each can be updated alone."""
-        rows = [_local(*row) for row in zip(*self.columns, strict=True)]
-        params, grads, *buffers = zip(*rows, strict=True)
-        return Tensors(params, grads, buffers[0] if buffers else None, self.numbers)
+        grads: list[Any] = list(self.grads)
+        for index, param in enumerate(self.params):
+            if hasattr(param, "placements") and grads[index].placements != param.placements:
+                grads[index] = grads[index].redistribute(param.device_mesh, param.placements)
+        columns = [
+            None if column is None else list(map(local, column)) for column in (self.params, grads, self.buffers)
+        ]
+        return Tensors(*columns, self.numbers)  # type: ignore[arg-type]
 
 
 class SumOfSquares:
@@ -61,7 +65,7 @@ class SumOfSquares:
 
     def total(self) -> float:
         """Return the sum so far; each device is read once. It is nan for tensors that have no values."""
-        if any(part.is_meta or isinstance(part, FakeTensor) for parts in self._parts.values() for part in parts):
+        if torch.device("meta") in self._parts:
             return math.nan
         return math.fsum(number for parts in self._parts.values() for number in torch.stack(parts).tolist())
 
@@ -120,9 +124,11 @@ def _in_memory_order(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [tensor.permute(order) for tensor in tensors]
 
 
-def _local(param: Any, grad: Any, *buffer: Any) -> tuple[Tensor, ...]:
-    if not hasattr(param, "to_local"):
-        return param, grad, *buffer
-    if grad.placements != param.placements:
-        grad = grad.redistribute(param.device_mesh, param.placements)
-    return tuple([tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in (param, grad, *buffer)])
+def local(tensor: Any) -> Tensor:
+    """Return the shard of a DTensor that this process holds, and any other tensor as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[no-any-return]
+
+
+def is_recorded() -> bool:
+    """Say whether torch.compile or a CUDA graph records the step, and so cannot wait for the values of tensors."""
+    return torch.compiler.is_compiling() or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
