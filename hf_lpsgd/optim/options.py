@@ -40,12 +40,6 @@ class Option:
             allowed.append(f"a {kind}number of at least {self.low:g}{end}" + (f" ({self.note})" if self.note else ""))
         return _alternatives(allowed)
 
-    @property
-    def form(self) -> str:
-        """How to write it in `optim_args`."""
-        values = [value if isinstance(value, str) else str(value).lower() for value in self.values]
-        return _alternatives([f"{self.name}={value}" for value in (*values, *(["NUMBER"] * (self.low is not None)))])
-
     def check(self, value: Any, where: str = "") -> Any:
         """Return `value`, a number as a float and a dtype as its name, if it is allowed; otherwise raise a ValueError.
 
