@@ -45,9 +45,6 @@ def _rows() -> Iterator[tuple[str, str]]:
         yield f"cuda:{index}", f"{_implementation(f'cuda:{index}')} ({name}, compute capability {major}.{minor})"
     if not torch.cuda.is_available():
         yield "cuda", "no device"
-    for other in ("xpu", "mps", "mtia"):
-        if getattr(getattr(torch, other, None), "is_available", bool)():
-            yield other, _implementation(other)
 
 
 def _implementation(where: str) -> str:
