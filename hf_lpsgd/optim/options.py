@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -38,7 +38,8 @@ class Option:
             kind = "whole " if self.whole else "finite " if self.below is None else ""
             end = "" if self.below is None else f" and less than {self.below:g}"
             allowed.append(f"a {kind}number of at least {self.low:g}{end}" + (f" ({self.note})" if self.note else ""))
-        return _alternatives(allowed)
+        *others, last = allowed
+        return f"{', '.join(others)} or {last}" if others else last
 
     def check(self, value: Any, where: str = "") -> Any:
         """Return `value`, a number as a float and a dtype as its name, if it is allowed; otherwise raise a ValueError.
@@ -104,11 +105,6 @@ EVERY_OPTION = tuple(value for value in list(globals().values()) if isinstance(v
 
 def invalid(name: str, value: Any, allowed: str) -> ValueError:
     """Return the error for a value that an option cannot take."""
-    if isinstance(value, torch.Tensor) and value.numel() != 1:
-        return ValueError(f"Invalid {name}: a tensor of {value.numel()} elements. It must be {allowed}.")
-    return ValueError(f"Invalid {name}: {' '.join(repr(value).split())}. It must be {allowed}.")
-
-
-def _alternatives(words: Sequence[str]) -> str:
-    *others, last = words
-    return f"{', '.join(others)} or {last}" if others else last
+    is_large = isinstance(value, torch.Tensor) and value.numel() != 1
+    shown = f"a tensor of {value.numel()} elements" if is_large else " ".join(repr(value).split())
+    return ValueError(f"Invalid {name}: {shown}. It must be {allowed}.")

@@ -11,7 +11,7 @@ from torch import Tensor, distributed
 from ..notices import warn_once
 from .kernels.hyperparameters import MOST_MOVED
 from .kernels.rounding import ROUNDED
-from .kernels.tensors import is_recorded, local
+from .kernels.tensors import PLAIN_TENSOR_TYPES, is_recorded, local
 
 Groups = Sequence[dict[str, Any]]
 
@@ -28,16 +28,16 @@ def check_momentum(groups: Groups, *, at_construction: bool = False) -> None:
             reached = (1 - momentum) / (1 - momentum + 0.35 * torch.finfo(dtype).eps)
             if reached < 0.8 and group["rounding"] == "nearest":
                 warn_once(
-                    f"momentum={momentum:g} is kept in {str(dtype)[6:]} and rounded to the nearest: of a gradient that "
-                    f"stays, it reaches {reached:.2f} times the value. Use rounding=stochastic or momentum_dtype=float32."
+                    f"momentum={momentum:g} is kept in {str(dtype)[6:]} and rounded to the nearest. Of a steady gradient it "
+                    f"reaches {reached:.2f} times the value. Use rounding=stochastic or momentum_dtype=float32."
                 )
 
 
 def check_precision(groups: Groups, before: float | None) -> float | None:
     """Check the momentum, and whether a step at the peak of the learning rate changes half of the weights in 16 bits.
 
-    The weights are judged once, as soon as the learning rate is not above that of the update `before`. Returns the
-    learning rate of this update, or None when nothing is left to judge.
+    Those of the largest parameter of each group are judged once, as soon as the learning rate is not above that of the
+    update `before`. Returns the learning rate of this update, or None when nothing is left to judge.
     """
     if before is None or is_recorded():
         return None
@@ -48,22 +48,22 @@ def check_precision(groups: Groups, before: float | None) -> float | None:
         return None
     if not before >= max(rates) > 0:
         return float(max(rates))
-    elements = changed = highest = 0.0
     for group in groups:
         peak = max(group["lr"], group.get("initial_lr", 0.0), group.get("max_lr", 0.0))
         step = peak if group["grad_rms"] is None else MOST_MOVED * peak
-        for param in group["params"] if group["rounding"] == "nearest" else ():
-            if param.dtype in ROUNDED and param.requires_grad and not param.is_meta:
-                values = local(param.detach()).flatten()
-                stride = len(values) // 4096 | 1
-                some = values[::stride]
-                elements += stride * len(some)
-                changed += stride * float(((some.float() + step).to(some.dtype) != some).sum())
-                highest = max(highest, peak)
-    if changed < 0.5 * elements:
-        warn_once(
-            f"At a learning rate of {highest:g}, a step can change {changed / elements:.0%} of the elements of the "
-            "bfloat16 or float16 weights: rounding to the nearest drops smaller changes. Use rounding=stochastic, or "
-            "float32 weights (and --bf16 for speed)."
-        )
+        values = [local(param.detach()) for param in group["params"] if param.requires_grad]
+        judged = [
+            one for one in values if one.dtype in ROUNDED and type(one) in PLAIN_TENSOR_TYPES and not one.is_meta
+        ]
+        if judged and group["rounding"] == "nearest":
+            largest = max(judged, key=Tensor.numel).flatten()
+            some = largest[:: len(largest) // 4096 | 1]
+            share = float(((some.float() + step).to(some.dtype) != some).float().mean())
+            if share < 0.5:
+                warn_once(
+                    f"At a learning rate of {peak:g}, a step can change {share:.0%} of the elements of the bfloat16 or "
+                    "float16 weights: rounding to the nearest drops smaller changes. Use rounding=stochastic, or "
+                    "float32 weights (and --bf16 for speed)."
+                )
+                break
     return None
