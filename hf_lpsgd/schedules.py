@@ -216,9 +216,9 @@ def tie_p_schedule(
     """
     base, scheduler = unwrap_optimizer(optimizer), unwrap_scheduler(lr_scheduler)
     if hasattr(scheduler, "param_groups"):
-        second = f"but the second is an optimizer here, {type(scheduler).__name__}"
         raise ValueError(
-            f"The arguments of tie_p_schedule are an optimizer and then its LR scheduler, {second}: swap them."
+            "The arguments of tie_p_schedule are an optimizer and then its LR scheduler, but the second is an "
+            f"optimizer here, {type(scheduler).__name__}: swap them."
         )
     if not isinstance(base, LpOptimizer):
         raise ValueError(
@@ -238,10 +238,6 @@ def tie_p_schedule(
         ("steps_per_epoch", steps_per_epoch, 1, record.needs_horizon and granularity == "epoch"),
     ):
         Option(argument, "", low, whole=True, values=() if is_needed else (None,), note=note).check(count)
-    if record.needs_horizon and num_warmup_steps >= (num_training_steps or 0):
-        warn_user(
-            f"p stays at p_max: num_warmup_steps is {num_warmup_steps}, and the run has {num_training_steps} steps."
-        )
     if record.follows_lr:
         owner = unwrap_optimizer(getattr(scheduler, "optimizer", base))
         groups = getattr(owner, "param_groups", base.param_groups)
