@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
-from bisect import bisect_right
 from contextlib import suppress
 from typing import Any
 
@@ -62,13 +60,6 @@ def peak_lr(lr_scheduler: Any, group: dict[str, Any], index: int, steps: int | N
 
 def _rate_at(lr_scheduler: Any, group: dict[str, Any], index: int, step: int) -> Any:
     """Return the group's rate at a step, or a bound of it; 0, or any error, where it is not known."""
-    members, starts = getattr(lr_scheduler, "_schedulers", None), [0, *getattr(lr_scheduler, "_milestones", ())]
-    if members and len(starts) == 1:  # ChainedScheduler, whose members multiply the rate
-        initial = group["initial_lr"]
-        return initial * math.prod(_rate_at(member, group, index, step) / initial for member in members)
-    if members:
-        part = bisect_right(starts, step) - 1
-        return _rate_at(members[part], group, index, step - starts[part])
     # A subclass that overrides get_lr gives other rates than the closed form that it inherits.
     kind = next((cls for cls in type(lr_scheduler).__mro__ if "get_lr" in vars(cls)), object)
     if kind is LambdaLR:
@@ -78,16 +69,14 @@ def _rate_at(lr_scheduler: Any, group: dict[str, Any], index: int, step: int) ->
         twin = copy.copy(lr_scheduler)
         twin.base_lrs, twin.last_epoch = twin.base_lrs[index : index + 1], step
         return twin._get_closed_form_lr()[0]
+    if hasattr(lr_scheduler, "_milestones"):  # SequentialLR, which as a rule begins with a warm-up to it
+        return group["initial_lr"]
     if isinstance(lr_scheduler, OneCycleLR):
         return group["max_lr"]
-    if _counts_evaluations(lr_scheduler):
-        return 0.0
     # CyclicLR and most schedulers of DeepSpeed have max_lrs, its WarmupCosineLR has org_lrs.
     bounds = getattr(lr_scheduler, "max_lrs", None) or getattr(lr_scheduler, "org_lrs", None)
-    if not bounds and kind.__module__ == LRScheduler.__module__:
-        bounds = lr_scheduler.base_lrs  # with which MultiplicativeLR and CosineAnnealingWarmRestarts begin
-    if bounds:
+    if bounds and not _counts_evaluations(lr_scheduler):
         return bounds[index]
-    if isinstance(lr_scheduler, LRScheduler):
+    if isinstance(lr_scheduler, LRScheduler) or _counts_evaluations(lr_scheduler):
         return 0.0
     return group["initial_lr"] * group.get("lr_scale", 1.0)  # as timm's schedulers have it

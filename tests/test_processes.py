@@ -28,11 +28,13 @@ OTHERS = ["RANK", "TORCHELASTIC_RUN_ID", "ACCELERATE_USE_CPU"]
 
 
 @pytest.mark.parametrize("name", ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"])
-def test_a_leftover_that_nothing_else_confirms_does_not_count(name, monkeypatch):
+def test_a_leftover_that_nothing_else_confirms_is_a_warning_of_one_line(name, monkeypatch):
     monkeypatch.setenv(name, "2")
     for other in OTHERS:
         monkeypatch.delenv(other, raising=False)
-    check_processes(1)
+    with pytest.warns(UserWarning, match=f"^{name}=2 is set, but no launcher is at work.*Unset {name}") as caught:
+        check_processes(1)
+    assert [("\n" in str(warning.message)) for warning in caught] == [False]
 
 
 @pytest.mark.parametrize("other", OTHERS)
@@ -46,7 +48,8 @@ def test_a_process_that_a_launcher_started_is_refused_where_it_would_train_alone
 def test_a_leftover_does_not_keep_a_trainer_from_training(monkeypatch, tmp_path):
     args = TrainingArguments(str(tmp_path), optim="lpsgd", use_cpu=True, report_to=[])
     monkeypatch.setenv("PMI_SIZE", "2")
-    Trainer(TinyModel(), args, train_dataset=TinyData(4)).train()
+    with pytest.warns(UserWarning, match="PMI_SIZE=2 is set, but no launcher is at work"):
+        Trainer(TinyModel(), args, train_dataset=TinyData(4)).train()
 
 
 def test_every_trainer_that_trains_with_an_optimizer_of_ours_is_checked(monkeypatch, tmp_path):

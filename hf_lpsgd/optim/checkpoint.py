@@ -13,9 +13,8 @@ _IN_EVERY_STATE = (LR, P_MAX, MOMENTUM, EPS, WEIGHT_DECAY)
 
 def is_same(present: Sequence[dict[str, Any]], state: dict[str, Any]) -> bool:
     """Say whether a state has what the param groups have already, as the one that Accelerate loads at once."""
-    return [group | {"params": None} for group in present] == [
-        group | {"params": None} for group in state["param_groups"]
-    ]
+    one, other = ([{**group, "params": None} for group in groups] for groups in (present, state["param_groups"]))
+    return one == other
 
 
 def prepare(cls: type[Any], present: Sequence[dict[str, Any]], state: dict[str, Any]) -> list[str]:

@@ -78,10 +78,7 @@ MOMENTUM = Option("momentum", "decay of the moving average of the gradient", low
 EPS = Option("eps", "added to the magnitude before the power; relative to grad_rms where there is one", low=0.0)
 WEIGHT_DECAY = Option("weight_decay", "decoupled weight decay", low=0.0, trainer_flag="--weight_decay")
 GRAD_RMS = Option(
-    "grad_rms",
-    "root mean square of the gradient, the unit of a step; auto measures it",
-    1e-30,
-    values=(None, "auto"),
+    "grad_rms", "root mean square of the gradient, the unit of a step; auto measures it", 1e-30, values=(None, "auto")
 )
 MOMENTUM_DTYPE = Option(
     "momentum_dtype", "dtype of the momentum; None is that of the parameter", values=(None, "bfloat16", "float32")

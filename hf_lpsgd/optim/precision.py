@@ -18,18 +18,19 @@ Groups = Sequence[dict[str, Any]]
 
 def check_momentum(groups: Groups, *, at_construction: bool = False) -> None:
     """Warn where the momentum is rounded too coarsely for its decay."""
-    # Engines that join processes may yet put float32 in the place of the parameters.
-    may_change = at_construction and distributed.is_available() and distributed.is_initialized()
+    if at_construction and distributed.is_available() and distributed.is_initialized():
+        return  # engines that join processes may yet put float32 in the place of the parameters
     for group in groups:
         momentum, named = group.get("momentum", 0.0), group.get("momentum_dtype")
-        params = [] if named or may_change else [param for param in group["params"] if param.requires_grad]
+        params = [] if named else [param for param in group["params"] if param.requires_grad]
         for dtype in {torch.bfloat16} if named == "bfloat16" else {param.dtype for param in params}:
             # Changes below some 0.35 eps of the value are dropped: in bfloat16, 0.98 reaches 0.88 and 0.99 only 0.79.
             reached = (1 - momentum) / (1 - momentum + 0.35 * torch.finfo(dtype).eps)
             if reached < 0.8 and group["rounding"] == "nearest":
                 warn_once(
-                    f"momentum={momentum:g} is kept in {str(dtype)[6:]} and rounded to the nearest. Of a steady gradient it "
-                    f"reaches {reached:.2f} times the value. Use rounding=stochastic or momentum_dtype=float32."
+                    f"momentum={momentum:g} is kept in {str(dtype)[6:]} and rounded to the nearest. Of a steady "
+                    f"gradient, it reaches {reached:.2f} times the value. Use rounding=stochastic or "
+                    "momentum_dtype=float32."
                 )
 
 
@@ -61,8 +62,8 @@ def check_precision(groups: Groups, before: float | None) -> float | None:
             share = float(((some.float() + step).to(some.dtype) != some).float().mean())
             if share < 0.5:
                 warn_once(
-                    f"At a learning rate of {peak:g}, a step can change {share:.0%} of the elements of the bfloat16 or "
-                    "float16 weights: rounding to the nearest drops smaller changes. Use rounding=stochastic, or "
+                    f"At a learning rate of {peak:g}, a step can change {share:.0%} of the elements of the bfloat16 "
+                    "or float16 weights: rounding to the nearest drops smaller changes. Use rounding=stochastic, or "
                     "float32 weights (and --bf16 for speed)."
                 )
                 break
