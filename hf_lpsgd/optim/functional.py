@@ -44,5 +44,5 @@ def lpsgdm(
 
 
 @torch.no_grad()
-def _update(*columns: Any, foreach: bool | None = None, fused: bool | None = None, **options: Any) -> None:
-    update(Tensors(*columns, range(len(columns[0]))), hyperparameters(**options), foreach, fused)
+def _update(params: Any, grads: Any, buffers: Any, foreach: Any = None, fused: Any = None, **options: Any) -> None:
+    update(Tensors(params, grads, buffers, range(len(params))), hyperparameters(**options), foreach, fused)

@@ -53,7 +53,7 @@ class StepInBackward(AbstractContextManager["StepInBackward"]):
         params = [param for group in optimizer.param_groups for param in group["params"] if param.requires_grad]
         for step in list(_attached):
             if not step._handles.keys().isdisjoint(params) and not step.remove_if_over():
-                one = "This" if step._optimizer is optimizer else "Another"
+                one = "This" if step is optimizer.backward_step else "Another"
                 raise ValueError(f"{one} optimizer updates these parameters in the backward pass: remove that first.")
         self.by_trainer = by_trainer  # whether the Trainer's callback attached it
         self.training: Any = None  # a loop whose steps alone are made in the backward pass; None for every one

@@ -11,7 +11,7 @@ from torch import Tensor, distributed
 from ..notices import warn_once
 from .kernels.hyperparameters import MOST_MOVED
 from .kernels.rounding import ROUNDED
-from .kernels.tensors import PLAIN_TENSOR_TYPES, is_recorded, local
+from .kernels.tensors import PLAIN_TENSOR_TYPES, local
 
 Groups = Sequence[dict[str, Any]]
 
@@ -40,7 +40,9 @@ def check_precision(groups: Groups, before: float | None) -> float | None:
     Those of the largest parameter of each group are judged once, as soon as the learning rate is not above that of the
     update `before`. Returns the learning rate of this update, or None when nothing is left to judge.
     """
-    if before is None or is_recorded():
+    if before is None or torch.compiler.is_compiling():
+        return None
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():  # a capture cannot wait for results
         return None
     if before == 0.0:
         check_momentum(groups)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..notices import warn_user
 from .kernels.hyperparameters import OF_STEP, Hyperparameters, hyperparameters
 from .kernels.rounding import ROUNDED, Key, key_of_step
-from .kernels.tensors import PLAIN_TENSOR_TYPES, SumOfSquares, is_recorded, local
+from .kernels.tensors import PLAIN_TENSOR_TYPES, SumOfSquares, local
 from .measurement import Measurement, is_measuring
 from .shards import Partitions, add_up, groups_of
 
@@ -140,7 +140,7 @@ class Update:
 
 def _key(group: dict[str, Any]) -> Key:
     """Return the random numbers of the group's next update."""
-    if is_recorded():
+    if torch.compiler.is_compiling() or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
         raise ValueError(
             "rounding='stochastic' needs new random numbers at each step, which torch.compile and CUDA graphs do not "
             "draw. Make the step outside of them, or use rounding='nearest'."

@@ -40,14 +40,9 @@ class Tensors(NamedTuple):
 
     def local(self) -> Tensors:
         """Return the shards of DTensors on this process; the update is element-wise, so each can be updated alone."""
-        grads: list[Any] = list(self.grads)
-        for index, param in enumerate(self.params):
-            if hasattr(param, "placements") and grads[index].placements != param.placements:
-                grads[index] = grads[index].redistribute(param.device_mesh, param.placements)
-        columns = [
-            None if column is None else list(map(local, column)) for column in (self.params, grads, self.buffers)
-        ]
-        return Tensors(*columns, self.numbers)  # type: ignore[arg-type]
+        rows = [_local(*row) for row in zip(*self.columns, strict=True)]
+        params, grads, *buffers = zip(*rows, strict=True)
+        return Tensors(params, grads, buffers[0] if buffers else None, self.numbers)
 
 
 class SumOfSquares:
@@ -129,6 +124,7 @@ def local(tensor: Any) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[no-any-return]
 
 
-def is_recorded() -> bool:
-    """Say whether torch.compile or a CUDA graph records the step, and so cannot wait for the values of tensors."""
-    return torch.compiler.is_compiling() or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+def _local(param: Any, grad: Any, *buffer: Any) -> tuple[Tensor, ...]:
+    if hasattr(param, "placements") and grad.placements != param.placements:
+        grad = grad.redistribute(param.device_mesh, param.placements)
+    return tuple(map(local, (param, grad, *buffer)))
