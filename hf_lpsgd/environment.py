@@ -19,11 +19,12 @@ _PACKAGES = ("torch", "triton", "transformers", "accelerate", "deepspeed", "data
 
 def describe_environment() -> str:
     """Return lines of `name: value`: versions, and what makes the step on each device."""
-    rows = [("hf_lpsgd", __version__), ("Python", f"{platform.python_version()} on {platform.platform()}"), *_rows()]
-    return "\n".join(f"{name + ':':<16} {value}" for name, value in rows)
+    return "\n".join(f"{name + ':':<16} {value}" for name, value in _rows())
 
 
 def _rows() -> Iterator[tuple[str, str]]:
+    yield "hf_lpsgd", __version__
+    yield "Python", f"{platform.python_version()} on {platform.platform()}"
     for package in _PACKAGES:
         try:
             yield package, version(package)
@@ -40,14 +41,11 @@ def _rows() -> Iterator[tuple[str, str]]:
     instructions = cpu.instructions()
     compiled = f", the fused step uses {instructions} on {cpu.threads()} threads" if instructions else ""
     yield "cpu", f"{_implementation('cpu')} ({os.cpu_count()} CPUs, {torch.get_num_threads()} threads{compiled})"
-    for index in range(torch.cuda.device_count()):
-        name, (major, minor) = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
-        yield f"cuda:{index}", f"{_implementation(f'cuda:{index}')} ({name}, compute capability {major}.{minor})"
+    for device in [f"cuda:{index}" for index in range(torch.cuda.device_count())]:
+        name, (major, minor) = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+        yield device, f"{_implementation(device)} ({name}, compute capability {major}.{minor})"
     if not torch.cuda.is_available():
         yield "cuda", "no device"
-    for other in ("xpu", "mps", "mtia"):
-        if getattr(getattr(torch, other, None), "is_available", bool)():
-            yield other, _implementation(other)
 
 
 def _implementation(where: str) -> str:

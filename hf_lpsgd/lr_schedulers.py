@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import copy
-import math
-from bisect import bisect_right
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
-_PROBES = 1_000  # rates that are looked at in one round
+_PROBES = 1_000  # rates that are looked at before a closer look around the highest
 _FAR = 100_000  # steps that are looked at where nobody says how long the run is
 
 
@@ -48,49 +45,38 @@ def peak_lr(lr_scheduler: Any, group: dict[str, Any], index: int, steps: int | N
 
     It is 0 where nobody can know it ahead, as where `steps` is None and the rate never falls.
     """
-    rate_of = _rate_of(lr_scheduler, group, index) or (lambda step: 0.0)
 
     def rate_at(step: int) -> float:
         with suppress(Exception):  # of the user's own function, which may know no step beyond the run
-            return float(rate_of(step))
-        return -math.inf
+            return float(_rate_at(lr_scheduler, group, index, step))
+        return 0.0
 
-    first, end, top, stride = 0, steps or _FAR, 0, 0
-    while stride != 1:  # then look more closely around the highest
-        stride = max((end - first) // _PROBES, 1)
-        top = max(range(first, end, stride), key=rate_at)
-        first, end = max(top - stride, 0), min(top + stride, end)
-    return rate_at(top) if math.isfinite(rate_at(top)) and (steps or top < _FAR - 1) else 0.0
+    end = steps or _FAR
+    stride = end // _PROBES + 1
+    near = max(range(0, end, stride), key=rate_at)
+    top = max(range(max(near - stride, 0), min(near + stride, end)), key=rate_at)
+    return rate_at(top) if steps or top < _FAR - 1 else 0.0
 
 
-def _rate_of(lr_scheduler: Any, group: dict[str, Any], index: int) -> Callable[[int], Any] | None:
-    """Return what gives the group's rate at a step, or a bound of it; it leaves the scheduler as it is."""
-    members, milestones = (getattr(lr_scheduler, name, None) for name in ("_schedulers", "_milestones"))
-    if members:
-        rates: list[Any] = [_rate_of(member, group, index) for member in members]
-        starts, initial = [0, *(milestones or ())], group.get("initial_lr")
-        if milestones is None:  # ChainedScheduler, whose members multiply the rate
-            return lambda step: initial * math.prod(rate(step) / initial for rate in rates)
-        return lambda step: rates[at := bisect_right(starts, step) - 1](step - starts[at])
-    base_lrs = getattr(lr_scheduler, "base_lrs", ())[index : index + 1]
+def _rate_at(lr_scheduler: Any, group: dict[str, Any], index: int, step: int) -> Any:
+    """Return the group's rate at a step, or a bound of it; 0, or any error, where it is not known."""
     # A subclass that overrides get_lr gives other rates than the closed form that it inherits.
     kind = next((cls for cls in type(lr_scheduler).__mro__ if "get_lr" in vars(cls)), object)
-    if kind is LambdaLR and base_lrs:
+    if kind is LambdaLR:
         factor = copy.copy(lr_scheduler.lr_lambdas[index])  # which may be an object that counts its calls
-        return lambda step: base_lrs[0] * factor(step)
-    if "_get_closed_form_lr" in vars(kind) and base_lrs:
+        return lr_scheduler.base_lrs[index] * factor(step)
+    if "_get_closed_form_lr" in vars(kind):
         twin = copy.copy(lr_scheduler)
-        twin.base_lrs = base_lrs
-        return lambda step: vars(twin).update(last_epoch=step) or twin._get_closed_form_lr()[0]
-    if _counts_evaluations(lr_scheduler):
-        return None
-    # CyclicLR and most schedulers of DeepSpeed have max_lrs, its WarmupCosineLR has org_lrs.
-    bounds: Any = getattr(lr_scheduler, "max_lrs", None) or getattr(lr_scheduler, "org_lrs", ())
-    bounds = bounds[index : index + 1]
+        twin.base_lrs, twin.last_epoch = twin.base_lrs[index : index + 1], step
+        return twin._get_closed_form_lr()[0]
+    if hasattr(lr_scheduler, "_milestones"):  # SequentialLR, which as a rule begins with a warm-up to it
+        return group["initial_lr"]
     if isinstance(lr_scheduler, OneCycleLR):
-        bounds = [group["max_lr"]] if "max_lr" in group else []
-    elif not bounds and kind.__module__ == LRScheduler.__module__:
-        bounds = base_lrs  # with which MultiplicativeLR and CosineAnnealingWarmRestarts begin
-    elif not bounds and not isinstance(lr_scheduler, LRScheduler) and "initial_lr" in group:
-        bounds = [float(group["initial_lr"]) * float(group.get("lr_scale", 1.0))]  # as timm's schedulers have it
-    return (lambda step: bounds[0]) if bounds else None
+        return group["max_lr"]
+    # CyclicLR and most schedulers of DeepSpeed have max_lrs, its WarmupCosineLR has org_lrs.
+    bounds = getattr(lr_scheduler, "max_lrs", None) or getattr(lr_scheduler, "org_lrs", None)
+    if bounds and not _counts_evaluations(lr_scheduler):
+        return bounds[index]
+    if isinstance(lr_scheduler, LRScheduler) or _counts_evaluations(lr_scheduler):
+        return 0.0
+    return group["initial_lr"] * group.get("lr_scale", 1.0)  # as timm's schedulers have it

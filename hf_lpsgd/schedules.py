@@ -216,15 +216,12 @@ def tie_p_schedule(
     """
     base, scheduler = unwrap_optimizer(optimizer), unwrap_scheduler(lr_scheduler)
     if hasattr(scheduler, "param_groups"):
-        second = f"but the second is an optimizer here, {type(scheduler).__name__}"
-        raise ValueError(
-            f"The arguments of tie_p_schedule are an optimizer and then its LR scheduler, {second}: swap them."
-        )
+        second = f"the second is an optimizer here, {type(scheduler).__name__}"
+        raise ValueError(f"tie_p_schedule takes an optimizer and then its LR scheduler, but {second}: swap them.")
     if not isinstance(base, LpOptimizer):
         raise ValueError(
             f"tie_p_schedule ties the p of LPSGD or LPSGDM, and this optimizer is {type(base).__name__}: it has no p. "
-            "Accelerate puts DeepSpeed's own in the place of one that DeepSpeed offloads, unless the DeepSpeed config "
-            "has zero_force_ds_cpu_optimizer: false before prepare()."
+            "DeepSpeed offloads one of its own, unless its config has zero_force_ds_cpu_optimizer: false."
         )
     replace(P_SCHEDULE, name="p schedule").check(schedule)
     replace(P_GRANULARITY, name="granularity").check(granularity)
@@ -238,10 +235,6 @@ def tie_p_schedule(
         ("steps_per_epoch", steps_per_epoch, 1, record.needs_horizon and granularity == "epoch"),
     ):
         Option(argument, "", low, whole=True, values=() if is_needed else (None,), note=note).check(count)
-    if record.needs_horizon and num_warmup_steps >= (num_training_steps or 0):
-        warn_user(
-            f"p stays at p_max: num_warmup_steps is {num_warmup_steps}, and the run has {num_training_steps} steps."
-        )
     if record.follows_lr:
         owner = unwrap_optimizer(getattr(scheduler, "optimizer", base))
         groups = getattr(owner, "param_groups", base.param_groups)
@@ -255,7 +248,7 @@ def tie_p_schedule(
     moves = counts_steps and steps_per_epoch != 1 and (record.needs_horizon or record.follows_lr)
     tie = PScheduleTie(base, scheduler, schedule, record, length, warmup, granularity, max(epoch, 1), stride, moves)
     for index, group in enumerate(base.every_group() if record.follows_lr else ()):
-        if getattr(scheduler, "last_epoch", None) == 0:  # the scheduler is not asked yet: a state may be loaded
+        if steps_made(scheduler) == 0:  # the scheduler is not asked yet: a state may be loaded
             group[LARGEST_LR] = float(group["lr"])
         else:
             tie.p_of(group, index)  # takes note of the rate now, so that every kind of checkpoint finds it

@@ -356,12 +356,6 @@ def test_p_following_the_learning_rate_that_the_scheduler_of_another_optimizer_s
         tie_p_schedule(optimizer, linear(other), "lr")
 
 
-def test_a_warm_up_as_long_as_the_run_is_warned_of():
-    optimizer = make_optimizer()
-    with pytest.warns(UserWarning, match="p stays at p_max: num_warmup_steps is 500, and the run has 100 steps"):
-        tie_p_schedule(optimizer, linear(optimizer), "cosine", num_training_steps=100, num_warmup_steps=500)
-
-
 class Holder(torch.optim.Optimizer):
     """Holds another optimizer under a name that is not looked at, and shares its groups."""
 

@@ -28,14 +28,12 @@ def prepare(cls: type[Any], present: Sequence[dict[str, Any]], state: dict[str, 
     replaced: dict[str, None] = {}
     for index, group in enumerate(state["param_groups"]):
         before = present[index] if present else {}
-        missing = [option.name for option in options if option in _IN_EVERY_STATE and option.name not in group]
-        foreign = [option.name for option in EVERY_OPTION if option not in options and option.name in group]
-        held = [name for name in foreign if before and name not in before]
-        if missing or held:
+        missing = [f"no {one.name}" for one in options if one in _IN_EVERY_STATE and one.name not in group]
+        foreign = [one.name for one in EVERY_OPTION if before and one.name in group and one.name not in before]
+        if missing or foreign:
             raise ValueError(
-                f"The state holds {'no ' + ' and no '.join(missing) if missing else ' and '.join(held)} and so is not "
-                f"one of {cls.__name__}: load a checkpoint that the same optimizer wrote, or the weights of the model "
-                "alone for a new run."
+                f"The state holds {' and '.join(missing or foreign)} and so is not one of {cls.__name__}: load a "
+                "checkpoint that the same optimizer wrote, or the weights of the model alone for a new run."
             )
         group.update({"p": group["p_max"], **defaults, **group})
         if before:  # the implementation is a matter of this machine, not of the one that wrote the checkpoint

@@ -50,13 +50,11 @@ class StepInBackward(AbstractContextManager["StepInBackward"]):
     def __init__(self, optimizer: LpOptimizer, *, by_trainer: bool = False) -> None:
         if not isinstance(optimizer, LpOptimizer):
             raise TypeError(f"Only LPSGD and LPSGDM can step in the backward pass, not {type(optimizer).__name__}.")
-        if optimizer.backward_step is not None and not optimizer.backward_step.remove_if_over():
-            raise ValueError("This optimizer makes its step in the backward pass already: remove that first.")
         params = [param for group in optimizer.param_groups for param in group["params"] if param.requires_grad]
-        if not all(step.remove_if_over() for step in list(_attached) if not step._handles.keys().isdisjoint(params)):
-            raise ValueError(
-                "Another optimizer updates one of these parameters in the backward pass: call remove() of its handle."
-            )
+        for step in list(_attached):
+            if not step._handles.keys().isdisjoint(params) and not step.remove_if_over():
+                one = "This" if step is optimizer.backward_step else "Another"
+                raise ValueError(f"{one} optimizer updates these parameters in the backward pass: remove that first.")
         self.by_trainer = by_trainer  # whether the Trainer's callback attached it
         self.training: Any = None  # a loop whose steps alone are made in the backward pass; None for every one
         self._optimizer = optimizer
@@ -124,7 +122,7 @@ class StepInBackward(AbstractContextManager["StepInBackward"]):
                     f"A parameter of shape {tuple(param.shape)} has got a second gradient since the last "
                     "optimizer.step(). By a step in the backward pass, gradients cannot be accumulated: call "
                     "optimizer.step() after each backward(), also after one that failed, and leave out reentrant "
-                    "gradient checkpointing, which gives a weight that several of its segments use several gradients."
+                    "gradient checkpointing."
                 )
             group, index = self._waiting[param]
             assert param.grad is not None

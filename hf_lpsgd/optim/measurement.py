@@ -14,8 +14,6 @@ from typing import Any
 
 import torch
 
-from ..notices import warn_user
-
 AUTO = "auto"
 FEWEST_UPDATES = 20  # that are measured; more where the warm-up is longer
 
@@ -47,7 +45,6 @@ class Measurement:
         self._record: list[Any] = list(_NOTHING if known is None else known[MEASURED])
         is_frozen = any(group.get("grad_rms") == self.size for group in groups if MEASURED in group)
         self._frozen = self.size if is_frozen else None
-        self._zeros = 0
 
     @property
     def size(self) -> float | None:
@@ -80,17 +77,8 @@ class Measurement:
 
     def end(self, groups: Iterable[dict[str, Any]], squares: float, count: int) -> None:
         """End a call of `step` that found this sum of squares over all elements, and write it into the groups."""
-        if count == 0 or not math.isfinite(squares):
+        if count == 0 or not math.isfinite(squares) or math.sqrt(squares / count) < _SMALLEST:
             return
-        if math.sqrt(squares / count) < _SMALLEST:
-            self._zeros += 1
-            if self._zeros == 2:  # some engines make a step of zeros, to make the state
-                warn_user(
-                    "All gradients of a step are zero, so grad_rms=auto cannot measure them, and waits for the next. "
-                    "If this goes on, nothing is trained: look for a loss that does not depend on the parameters."
-                )
-            return
-        self._zeros = 0
         self._record[2:] = [self._record[2] + squares, self._record[3] + count]
         for group in filter(is_measuring, groups):
             self.join(group)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -38,13 +38,8 @@ class Option:
             kind = "whole " if self.whole else "finite " if self.below is None else ""
             end = "" if self.below is None else f" and less than {self.below:g}"
             allowed.append(f"a {kind}number of at least {self.low:g}{end}" + (f" ({self.note})" if self.note else ""))
-        return _alternatives(allowed)
-
-    @property
-    def form(self) -> str:
-        """How to write it in `optim_args`."""
-        values = [value if isinstance(value, str) else str(value).lower() for value in self.values]
-        return _alternatives([f"{self.name}={value}" for value in (*values, *(["NUMBER"] * (self.low is not None)))])
+        *others, last = allowed
+        return f"{', '.join(others)} or {last}" if others else last
 
     def check(self, value: Any, where: str = "") -> Any:
         """Return `value`, a number as a float and a dtype as its name, if it is allowed; otherwise raise a ValueError.
@@ -83,10 +78,7 @@ MOMENTUM = Option("momentum", "decay of the moving average of the gradient", low
 EPS = Option("eps", "added to the magnitude before the power; relative to grad_rms where there is one", low=0.0)
 WEIGHT_DECAY = Option("weight_decay", "decoupled weight decay", low=0.0, trainer_flag="--weight_decay")
 GRAD_RMS = Option(
-    "grad_rms",
-    "root mean square of the gradient, the unit of a step; auto measures it",
-    1e-30,
-    values=(None, "auto"),
+    "grad_rms", "root mean square of the gradient, the unit of a step; auto measures it", 1e-30, values=(None, "auto")
 )
 MOMENTUM_DTYPE = Option(
     "momentum_dtype", "dtype of the momentum; None is that of the parameter", values=(None, "bfloat16", "float32")
@@ -113,11 +105,6 @@ EVERY_OPTION = tuple(value for value in list(globals().values()) if isinstance(v
 
 def invalid(name: str, value: Any, allowed: str) -> ValueError:
     """Return the error for a value that an option cannot take."""
-    if isinstance(value, torch.Tensor) and value.numel() != 1:
-        return ValueError(f"Invalid {name}: a tensor of {value.numel()} elements. It must be {allowed}.")
-    return ValueError(f"Invalid {name}: {' '.join(repr(value).split())}. It must be {allowed}.")
-
-
-def _alternatives(words: Sequence[str]) -> str:
-    *others, last = words
-    return f"{', '.join(others)} or {last}" if others else last
+    is_large = isinstance(value, torch.Tensor) and value.numel() != 1
+    shown = f"a tensor of {value.numel()} elements" if is_large else " ".join(repr(value).split())
+    return ValueError(f"Invalid {name}: {shown}. It must be {allowed}.")

@@ -11,34 +11,34 @@ from torch import Tensor, distributed
 from ..notices import warn_once
 from .kernels.hyperparameters import MOST_MOVED
 from .kernels.rounding import ROUNDED
-from .kernels.tensors import PLAIN_TENSOR_TYPES
+from .kernels.tensors import PLAIN_TENSOR_TYPES, local
 
 Groups = Sequence[dict[str, Any]]
 
 
 def check_momentum(groups: Groups, *, at_construction: bool = False) -> None:
     """Warn where the momentum is rounded too coarsely for its decay."""
-    # Engines that join processes may yet put float32 in the place of the parameters.
-    may_change = at_construction and distributed.is_available() and distributed.is_initialized()
+    if at_construction and distributed.is_available() and distributed.is_initialized():
+        return  # engines that join processes may yet put float32 in the place of the parameters
     for group in groups:
         momentum, named = group.get("momentum", 0.0), group.get("momentum_dtype")
-        params = [] if named or may_change else [param for param in group["params"] if param.requires_grad]
+        params = [] if named else [param for param in group["params"] if param.requires_grad]
         for dtype in {torch.bfloat16} if named == "bfloat16" else {param.dtype for param in params}:
             # Changes below some 0.35 eps of the value are dropped: in bfloat16, 0.98 reaches 0.88 and 0.99 only 0.79.
             reached = (1 - momentum) / (1 - momentum + 0.35 * torch.finfo(dtype).eps)
             if reached < 0.8 and group["rounding"] == "nearest":
                 warn_once(
-                    f"momentum={momentum:g} is kept in {str(dtype)[6:]} and rounded to the nearest, which drops small "
-                    f"changes: of a gradient that stays the same, it reaches {reached:.2f} times the value. Use "
-                    "rounding=stochastic or momentum_dtype=float32."
+                    f"momentum={momentum:g} is kept in {str(dtype)[6:]} and rounded to the nearest. Of a steady "
+                    f"gradient, it reaches {reached:.2f} times the value. Use rounding=stochastic or "
+                    "momentum_dtype=float32."
                 )
 
 
 def check_precision(groups: Groups, before: float | None) -> float | None:
     """Check the momentum, and whether a step at the peak of the learning rate changes half of the weights in 16 bits.
 
-    The weights are judged once, as soon as the learning rate is not above that of the update `before`. Returns the
-    learning rate of this update, or None when nothing is left to judge.
+    Those of the largest parameter of each group are judged once, as soon as the learning rate is not above that of the
+    update `before`. Returns the learning rate of this update, or None when nothing is left to judge.
     """
     if before is None or torch.compiler.is_compiling():
         return None
@@ -51,22 +51,22 @@ def check_precision(groups: Groups, before: float | None) -> float | None:
         return None
     if not before >= max(rates) > 0:
         return float(max(rates))
-    elements = changed = highest = 0.0
     for group in groups:
         peak = max(group["lr"], group.get("initial_lr", 0.0), group.get("max_lr", 0.0))
         step = peak if group["grad_rms"] is None else MOST_MOVED * peak
-        for param in group["params"] if group["rounding"] == "nearest" else ():
-            local = param.to_local() if hasattr(param, "to_local") else param
-            has_values = type(local) in PLAIN_TENSOR_TYPES and not local.is_meta and local.numel() > 0
-            if local.dtype in ROUNDED and param.requires_grad and has_values:
-                some = local.detach().flatten()[:: local.numel() // 4096 | 1]
-                share = ((some.float() + step).to(some.dtype) != some).float().mean()
-                elements, changed = elements + local.numel(), changed + local.numel() * float(share)
-                highest = max(highest, peak)
-    if changed < 0.5 * elements:
-        warn_once(
-            f"At a learning rate of {highest:g}, a step can change {changed / elements:.0%} of the elements of the "
-            "bfloat16 or float16 weights: smaller changes are dropped, as weights are rounded to the nearest. Use "
-            "rounding=stochastic, or float32 weights (and --bf16 for speed)."
-        )
+        values = [local(param.detach()) for param in group["params"] if param.requires_grad]
+        judged = [
+            one for one in values if one.dtype in ROUNDED and type(one) in PLAIN_TENSOR_TYPES and not one.is_meta
+        ]
+        if judged and group["rounding"] == "nearest":
+            largest = max(judged, key=Tensor.numel).flatten()
+            some = largest[:: len(largest) // 4096 | 1]
+            share = float(((some.float() + step).to(some.dtype) != some).float().mean())
+            if share < 0.5:
+                warn_once(
+                    f"At a learning rate of {peak:g}, a step can change {share:.0%} of the elements of the bfloat16 "
+                    "or float16 weights: rounding to the nearest drops smaller changes. Use rounding=stochastic, or "
+                    "float32 weights (and --bf16 for speed)."
+                )
+                break
     return None

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..notices import warn_user
 from .kernels.hyperparameters import OF_STEP, Hyperparameters, hyperparameters
 from .kernels.rounding import ROUNDED, Key, key_of_step
-from .kernels.tensors import PLAIN_TENSOR_TYPES, SumOfSquares
+from .kernels.tensors import PLAIN_TENSOR_TYPES, SumOfSquares, local
 from .measurement import Measurement, is_measuring
 from .shards import Partitions, add_up, groups_of
 
@@ -71,8 +71,7 @@ def is_no_update(groups: Groups, calls: Sequence[Call], partitions: Partitions |
     found = defaultdict(int, {} if partitions is None else {(partitions.group,): 0})
     for call in calls:
         for param, grad in zip(call.params, call.grads, strict=True):
-            local = grad.to_local() if hasattr(grad, "to_local") else grad
-            found[groups_of(param, partitions)] += bool(local.any())
+            found[groups_of(param, partitions)] += bool(local(grad).any())
     device = calls[0].params[0].device if calls else None
     return not any(add_up(key, count, 0, device)[0] for key, count in found.items())
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # LR schedulers of transformers that the Trainer steps at evaluations.
 _COUNT_EVALUATIONS = {"reduce_lr_on_plateau": "ReduceLROnPlateau", "greedy": "GreedyLR"}
 
-# Names that other optimizers have for our keys, for flags of the Trainer, and for what is not here.
+# Names that other optimizers have for our keys, and for flags of the Trainer.
 _OTHER_NAMES = {
     "momentum": "beta beta1 betas adam_beta1 momentum_decay",
     "eps": "epsilon adam_epsilon",
@@ -32,8 +32,6 @@ _OTHER_NAMES = {
     "p_max": "norm p",
     "learning_rate": "lr",
     "weight_decay": "wd",
-    "": "adam_beta2 amsgrad beta2 beta3 capturable centered correct_bias dampening decay_rate decoupled_weight_decay "
-    "differentiable maximize nesterov relative_step scale_parameter warmup_init",
 }
 
 
@@ -66,8 +64,6 @@ class OptimArgs:
                 raise ValueError(f"{wrong}: {text!r} has an empty entry. Remove the extra comma.")
             if key not in keys:
                 raise _unknown_key(record, key, item.strip())
-            if not value:
-                raise ValueError(f"{wrong}: {item.strip()!r} has no value. Write it as {keys[key].form}.")
             if key in values:
                 raise ValueError(f"{wrong}: {key} is given twice. Give it once.")
             values[key] = keys[key].read(value, " in optim_args")
@@ -146,11 +142,9 @@ def _unknown_key(record: OptimizerRecord, key: str, item: str) -> ValueError:
     keys, key = _keys(record), key.lower().replace("-", "_")
     meant = next((ours for ours, names in _OTHER_NAMES.items() if key in names.split()), key)
     others = [other.name for other in OPTIMIZERS.values() if meant in _keys(other)]
-    guesses = [meant] if meant in keys else difflib.get_close_matches(key, keys, n=1)
+    guesses = difflib.get_close_matches(meant, keys, n=1)
     hint = f" Did you mean {guesses[0]}?" if guesses else ""
-    if not meant:
-        hint = f" {record.name} has none: leave it out."
-    elif meant in TrainingArguments.__dataclass_fields__:
+    if meant in TrainingArguments.__dataclass_fields__:
         hint = f" Give it as --{meant}."
     elif others and meant not in keys:
         hint = f" {meant} is a key of {others[0]}."

@@ -247,17 +247,14 @@ def test_frozen_parameters_groups_without_gradients_and_empty_steps_do_not_distu
     assert len(set(sizes)) == 1
 
 
-def test_gradients_of_zeros_are_warned_of_and_not_measured_nor_divided_by():
+def test_gradients_of_zeros_are_not_measured_nor_divided_by():
     optimizer, params = make(LPSGDM, grad_rms="auto", weight_decay=0.0)
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer)
     tie_p_schedule(optimizer, scheduler, num_training_steps=30)
     before = [param.detach().clone() for param in params]
     for param in params:
         param.grad = torch.zeros_like(param)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        optimizer.step()  # as engines make it, to make the state
-    with pytest.warns(UserWarning, match=r"All gradients of a step are zero, so grad_rms=auto cannot measure them"):
+    for _ in range(2):
         optimizer.step()
     assert all(torch.equal(param, old) for param, old in zip(params, before, strict=True))
     assert reference_size(optimizer.param_groups[0]) is None

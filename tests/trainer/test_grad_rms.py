@@ -70,7 +70,7 @@ def test_a_run_resumed_while_it_measures_or_after_ends_as_the_uninterrupted_one(
         ("grad_rms=-1", "Invalid grad_rms in optim_args: -1.0. It must be None, 'auto' or"),
         ("grad_rms=nan", "Invalid grad_rms in optim_args: nan. It must be None, 'auto' or"),
         ("grad_rms=atuo", "Invalid grad_rms in optim_args: 'atuo'. It must be None, 'auto' or"),
-        ("grad_rms", "'grad_rms' has no value. Write it as grad_rms=none, grad_rms=auto or grad_rms=NUMBER."),
+        ("grad_rms", "Invalid grad_rms in optim_args: ''. It must be None, 'auto' or"),
         ("grad_rms=auto,saturation=0.1", "'saturation=0.1' has no known key."),
     ],
 )

@@ -18,14 +18,12 @@ _FOREACH_DEVICES = ("cuda", "xpu", "mtia")
 class FusedKernel(Protocol):
     """The interface of a fused kernel; a module can have it."""
 
-    def why_unavailable(self, device: torch.device) -> str | None:
-        """Say why the kernel cannot be used on `device`, and what to do; None if it can."""
-
-    def supports(self, device: torch.device, *dtypes: torch.dtype | None) -> bool:
-        """Say whether it updates a parameter, gradient and momentum buffer (None: no buffer) of these dtypes."""
-
-    def step(self, tensors: Tensors, hyper: Hyperparameters) -> bool:
-        """Update all tensors and return True, or change nothing and return False: it cannot be used just now."""
+    # Why it cannot be used on a device, and what to do; None if it can.
+    def why_unavailable(self, device: torch.device) -> str | None: ...
+    # Whether it updates a parameter, a gradient and a momentum buffer (None: no buffer) of these dtypes.
+    def supports(self, device: torch.device, *dtypes: torch.dtype | None) -> bool: ...
+    # Updates all tensors and returns True, or changes nothing and returns False: it cannot be used just now.
+    def step(self, tensors: Tensors, hyper: Hyperparameters) -> bool: ...
 
 
 FUSED_KERNELS: dict[str, FusedKernel] = {"cpu": cpu, "cuda": cuda}
@@ -139,11 +137,9 @@ def _is_trusted(device: torch.device, dtypes: Dtypes, is_demanded: bool) -> bool
     if not is_known and device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return False  # a capture cannot wait for results; a step before or after it checks the kernel
     wrong = why_distrusted(device, dtypes)
-    if wrong is None:
-        return True
     found = f"fused kernel for {device.type} is wrong: {wrong}. Please report what python -m hf_lpsgd --env says"
-    if is_demanded:
+    if wrong is not None and is_demanded:
         raise ValueError(f"Invalid fused: True. The {found}. Until then, leave fused=None.")
-    if not is_known:
+    if wrong is not None and not is_known:
         warn_user(f"hf_lpsgd updates by torch's own operations: the {found}.")
-    return False
+    return wrong is None

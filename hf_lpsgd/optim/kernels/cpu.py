@@ -53,11 +53,9 @@ def _library() -> ctypes.CDLL | str:
 
 def _is_cut_short(file: bytes) -> bool:
     """Say whether an ELF file lacks its last header, which ends it: to load what is not there ends the process."""
-    if file[:5] != b"\x7fELF\2" or len(file) < 64:
-        return False  # whoever loads it says what is wrong
-    start, size, count = struct.unpack_from("40xQ10xHH", file)
-    last = file[start + size * (count - 1) :][:size]
-    return count > 0 and (len(last) < size or not any(last))
+    start, size, count = struct.unpack_from("40xQ10xHH", file.ljust(64, b"\0"))
+    end = start + size * count
+    return file[:5] == b"\x7fELF\2" and (len(file) < end or not any(file[end - size : end]))
 
 
 def why_unavailable(device: torch.device) -> str | None:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensor
 from torch.nn import Parameter
 
 # Tensors that are an address, a layout and numbers, and nothing else. DTensor and others are subclasses.
@@ -61,7 +60,7 @@ class SumOfSquares:
 
     def total(self) -> float:
         """Return the sum so far; each device is read once. It is nan for tensors that have no values."""
-        if any(part.is_meta or isinstance(part, FakeTensor) for parts in self._parts.values() for part in parts):
+        if torch.device("meta") in self._parts:
             return math.nan
         return math.fsum(number for parts in self._parts.values() for number in torch.stack(parts).tolist())
 
@@ -120,9 +119,12 @@ def _in_memory_order(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [tensor.permute(order) for tensor in tensors]
 
 
+def local(tensor: Any) -> Tensor:
+    """Return the shard of a DTensor that this process holds, and any other tensor as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[no-any-return]
+
+
 def _local(param: Any, grad: Any, *buffer: Any) -> tuple[Tensor, ...]:
-    if not hasattr(param, "to_local"):
-        return param, grad, *buffer
-    if grad.placements != param.placements:
+    if hasattr(param, "placements") and grad.placements != param.placements:
         grad = grad.redistribute(param.device_mesh, param.placements)
-    return tuple([tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in (param, grad, *buffer)])
+    return tuple(map(local, (param, grad, *buffer)))
