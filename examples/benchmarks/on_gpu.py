@@ -217,7 +217,8 @@ class Run:
 
     def run_process(self, step: Step, seconds: float) -> tuple[int | None, str]:
         """The exit status of a process, None if it was ended after so many seconds, and the error that it printed."""
-        folders = [str(ROOT), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+        given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        folders = [str(ROOT), str(HERE), *(os.path.abspath(folder) for folder in given if folder)]
         environment = {**os.environ, **OFFLINE, "PYTHONPATH": os.pathsep.join(folders), "PYTHONUNBUFFERED": "1"}
         if self.machine.get("device", self.args.device) == "cpu":
             environment.update(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
@@ -359,6 +360,9 @@ def main() -> None:
     parser.add_argument("--commit", default="", help="of this repository, where git cannot tell it")
     args = parser.parse_args()
     args.command = without_folders(["python", "examples/benchmarks/on_gpu.py", *sys.argv[1:]])
+    if args.cifar10 and not Path(args.cifar10).is_dir():
+        parser.error(f"--cifar10 {args.cifar10}: no such folder; name the one with the parquet files of CIFAR-10")
+    args.cifar10 = args.cifar10 and os.path.abspath(args.cifar10)
     make_folder(parser, "--output_dir", args.output_dir)
     args.output_dir = args.output_dir.resolve()
     run = Run(args, tuple(step for step in STEPS if step.name in ("device", *args.steps)))

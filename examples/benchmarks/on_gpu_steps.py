@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ LLAMA_1B: dict[str, Any] = {"vocab_size": 128256, "hidden_size": 2048, "intermed
 LLAMA_1B |= {"num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": True}
 TINY: dict[str, Any] = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
 LLAMA = {"cuda": LLAMA_1B, "cpu": LLAMA_1B | TINY}
-TRAINED = 64
+TRAINED = 48
 """Steps of a training; grad_rms is measured in the first 20, and so the checkpoint at half-way has it."""
 # Inductor would need a compiler for C++ on a CPU.
 TRAINED_WITH: dict[str, dict[str, list[str]]] = {
@@ -140,7 +141,7 @@ def self_check(given: Given, results: Results) -> None:
     results.add("default", used)
     for names in CHECKED[given.device]:
         kind = ", ".join(f"{name} {of}" for name, of in zip(names, COLUMNS, strict=True) if name)
-        results.add(kind, lambda kind=kind, names=names: check(kind, *names))
+        results.add(kind, partial(check, kind, *names))
     results.add("environment", lambda: {"text": f"```\n{describe_environment()}\n```"})
 
 
@@ -224,7 +225,7 @@ def step_times(given: Given, results: Results) -> None:
         return {"rows": rows, "text": "\n".join(tables), "data": result}
 
     for name, dtype in itertools.product(SHAPES, DTYPES):
-        results.add(f"{name}, {dtype}", lambda name=name, dtype=dtype: measure(name, dtype))
+        results.add(f"{name}, {dtype}", partial(measure, name, dtype))
         gc.collect()
         torch.cuda.empty_cache()
 
@@ -233,7 +234,7 @@ def trainer(given: Given, results: Results) -> None:
     """The Trainer in bfloat16 with gradient accumulation, and the same compiled."""
     for name, flags in TRAINED_WITH[given.device].items():
         flags = ["--bf16", "--gradient_accumulation_steps", "2", *flags]
-        results.add(name, lambda name=name, flags=flags: train_and_resume([], flags, Path(given.folder, name)))
+        results.add(name, partial(train_and_resume, [], flags, Path(given.folder, name)))
 
 
 def fsdp2(given: Given, results: Results) -> None:
@@ -242,7 +243,7 @@ def fsdp2(given: Given, results: Results) -> None:
     processes = {"cuda": "2", "cpu": "1"}[given.device]
     launch = ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", processes]
     flags = {"cuda": ["--bf16"], "cpu": ["--bf16", "--use_cpu"]}[given.device]
-    results.add("FSDP2", lambda: train_and_resume(launch, flags, Path(given.folder)))
+    results.add("FSDP2", partial(train_and_resume, launch, flags, Path(given.folder)))
 
 
 def train_and_resume(launcher: list[str], flags: list[str], folder: Path) -> Line:
@@ -294,7 +295,7 @@ def memory(given: Given, results: Results) -> None:
         return {"rows": [{"weights": dtype, **dict(zip(_cells(head), _cells(row), strict=True))}], "data": found}
 
     for dtype, name in itertools.product(reversed(DTYPES), peak_memory.OPTIMIZERS):
-        results.add(f"{name}, {dtype}", lambda dtype=dtype, name=name: measure(dtype, name))
+        results.add(f"{name}, {dtype}", partial(measure, dtype, name))
         gc.collect()
         torch.cuda.empty_cache()
 
@@ -307,7 +308,7 @@ def study(given: Given, results: Results) -> None:
     """The study runner on the tasks whose data there are. It writes each cell into the folder of the results too."""
     folder = Path(given.results).parent / "study"
     for task, data in STUDY_TASKS[given.device].items():
-        results.add(task, lambda task=task, data=data: _train_task(task, data, given, folder))
+        results.add(task, partial(_train_task, task, data, given, folder))
 
 
 def _train_task(task: str, data: str | None, given: Given, folder: Path) -> Line:
@@ -339,7 +340,7 @@ def whole_steps(given: Given, results: Results) -> None:
 
     models = list(trainer_step.MODELS)
     for model in models if given.device == "cuda" else models[:1]:
-        results.add(model, lambda model=model: measure(model))
+        results.add(model, partial(measure, model))
 
 
 STEPS = {step.__name__: step for step in (device, self_check, tests, step_times, trainer, memory, study, fsdp2)}

@@ -20,6 +20,9 @@ import torch
 from on_gpu import Results, Run, Step
 from paths import EXAMPLES
 
+from hf_lpsgd import environment
+from hf_lpsgd.optim.kernels import choice, cuda
+
 SCRIPT = EXAMPLES / "benchmarks" / "on_gpu.py"
 MACHINE = {"device": "cuda", "gpus": 1, "no_gpu": None, "machine": "a GPU", "commit": "c0ffee"}
 MACHINE |= {"versions": {"torch": "2.13.0"}, "command": "python on_gpu.py", "date": "2026-01-01"}
@@ -55,7 +58,8 @@ def call(tmp_path, monkeypatch, capsys):
 
     def call(does, minutes=1.0, **changes):
         steps = [Step("device", "The machine", 30, gpus=0)]
-        steps += [replace(Step(name, name.title(), 30), **changes.get(name, {})) for name in does]
+        names = [name for name in does if name != "device"]
+        steps += [replace(Step(name, name.title(), 30), **changes.get(name, {})) for name in names]
         args = Namespace(output_dir=tmp_path, minutes=minutes, device=None, cifar10=None, commit="", command="")
         run = Fakes(args, tuple(steps))
         run.does = {"device": LOOKS, **does}
@@ -165,6 +169,15 @@ def test_results_of_two_machines_do_not_come_into_one_folder(call, monkeypatch):
         call({"one": WORKS})
 
 
+def test_where_the_machine_cannot_be_looked_at_nothing_else_is_tried(call):
+    ended = call({"device": "fail(OSError('libcuda.so: cannot open'))", "one": WORKS})
+    assert ended.said == {
+        "device": "failed: OSError: libcuda.so: cannot open",
+        "one": "missing: what the step device finds out",
+    }
+    assert ended.page.startswith("# What was run on an unknown machine\n")
+
+
 def test_without_a_package_the_steps_that_need_it_say_so_and_the_others_can_run(monkeypatch, tmp_path):
     args = Namespace(output_dir=tmp_path, minutes=1, device=None)
     run = Run(args)
@@ -191,6 +204,13 @@ def test_on_a_machine_without_the_gpu_that_was_requested_each_step_says_so(tmp_p
     assert [line.split(" (")[0] for line in lines] == ["device: done"] + [
         f"{step.name}: missing: torch {torch.__version__} sees no GPU" for step in on_gpu.STEPS[1:]
     ]
+
+
+def test_a_folder_that_is_not_there_is_told_before_anything_runs(tmp_path):
+    done = launch.python(tmp_path, SCRIPT, "--output_dir", "out", "--cifar10", "none")
+    assert done.returncode == 2
+    assert "error: --cifar10 none: no such folder; name the one with the parquet files" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_that_is_terminated_ends_its_process_and_writes_the_page(tmp_path):
@@ -220,6 +240,25 @@ def test_shapes_that_take_more_memory_than_there_is_are_left_out(tmp_path, monke
     found = lines(tmp_path)
     assert len(found) == 10
     assert {line["left_out"] for line in found.values()} == {"it takes about 1 GB, and 1 GB are free"}
+
+
+def test_what_the_kernel_cannot_do_on_a_gpu_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(choice, "implementation_for", lambda device: "foreach")
+    monkeypatch.setattr(choice, "why_not_fused", lambda device: "no C compiler")
+    monkeypatch.setattr(cuda, "supports", lambda device, *dtypes: False)
+    monkeypatch.setattr(environment, "describe_environment", lambda: "versions")
+    on_gpu_steps.self_check(given(tmp_path, device="cuda"), Results(tmp_path / "results.jsonl", "self_check"))
+    found = lines(tmp_path)
+    assert found.pop("default")["failed"] == "RuntimeError: the default is foreach, since no C compiler"
+    assert found.pop("environment")["text"] == "```\nversions\n```"
+    assert {line["left_out"] for line in found.values()} == {"the kernel does not support them on this GPU"}
+
+
+def test_cifar10_needs_a_package_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(on_gpu_steps, "find_spec", lambda name: None)
+    monkeypatch.setitem(on_gpu_steps.STUDY_TASKS, "cpu", {"cifar_resnet": "cifar10"})
+    on_gpu_steps.study(given(tmp_path, cifar10="/data"), Results(tmp_path / "results.jsonl", "study"))
+    assert lines(tmp_path)["cifar_resnet"]["left_out"] == "missing: datasets; pip install datasets"
 
 
 def test_an_optimizer_that_cannot_step_does_not_take_the_others_with_it(tmp_path, monkeypatch):
