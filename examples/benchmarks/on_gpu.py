@@ -3,7 +3,7 @@
     python examples/benchmarks/on_gpu.py --minutes 12 --output_dir DIR
 
 It needs this repository, and torch with CUDA, triton, transformers and accelerate. It needs no installation and no
-network. Some steps need aenum, pytest or `--cifar10`; where one is missing, a line says so and the others run. The
+network. Some steps need aenum, pytest or data; where one is missing, a line says so and the others run. The
 steps run in the order of their worth, each in a process with a time limit. Each result is written at once: as a line
 of results.jsonl, and into results.md, a page to be committed as it is. What the processes print is in log.txt. The
 same command goes on with a run that was cut off. Without a GPU, each step runs in a small dry form.
@@ -71,7 +71,7 @@ STEPS = (
     Step("step_times", "Times of a step", 270, ("transformers", "psutil")),
     Step("trainer", "The Trainer, and a run that goes on from its checkpoint", 200, _TRAINER),
     Step("memory", "Peak memory of a whole training step", 120, ("transformers",)),
-    Step("study", "Short trainings beside AdamW", 120, ("yaml",)),
+    Step("study", "Short trainings beside AdamW", 180, ("yaml", "transformers")),
     Step("fsdp2", "FSDP2 through the Trainer", 120, _TRAINER, gpus=2),
     Step("whole_steps", "A whole step of the Trainer", 90, _TRAINER),
 )
@@ -252,6 +252,7 @@ class Run:
 
     def command(self, step: Step, folder: str) -> list[str]:
         given = {"device": self.machine.get("device", self.args.device), "cifar10": self.args.cifar10}
+        given["texts"] = self.args.texts
         given.update(results=str(self.path), earlier=self.earlier, folder=folder)
         given.update(commit=self.args.commit, command=self.args.command)
         return [sys.executable, str(HERE / "on_gpu_steps.py"), step.name, json.dumps(given)]
@@ -354,15 +355,18 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for the results")
     parser.add_argument("--minutes", type=float, default=12, help="for all together; default: %(default)s")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if torch sees a GPU, else cpu")
-    parser.add_argument("--cifar10", help="a folder with the parquet files of CIFAR-10, for the step study")
+    parser.add_argument("--cifar10", help="for the step study: a folder with the parquet files of CIFAR-10")
+    parser.add_argument("--texts", help="the same: a folder with tinyshakespeare.txt; see run_study.py")
     names = [step.name for step in STEPS[1:]]
     parser.add_argument("--steps", nargs="+", choices=names, default=names, help="these steps only")
     parser.add_argument("--commit", default="", help="of this repository, where git cannot tell it")
     args = parser.parse_args()
     args.command = without_folders(["python", "examples/benchmarks/on_gpu.py", *sys.argv[1:]])
-    if args.cifar10 and not Path(args.cifar10).is_dir():
-        parser.error(f"--cifar10 {args.cifar10}: no such folder; name the one with the parquet files of CIFAR-10")
-    args.cifar10 = args.cifar10 and os.path.abspath(args.cifar10)
+    for data in ("cifar10", "texts"):
+        folder = getattr(args, data)
+        if folder and not Path(folder).is_dir():
+            parser.error(f"--{data} {folder}: no such folder; name the one with the files, see --help")
+        setattr(args, data, folder and os.path.abspath(folder))
     make_folder(parser, "--output_dir", args.output_dir)
     args.output_dir = args.output_dir.resolve()
     run = Run(args, tuple(step for step in STEPS if step.name in ("device", *args.steps)))

@@ -61,7 +61,7 @@ TRAINED_WITH: dict[str, dict[str, list[str]]] = {
     "cpu": {"compiled": ["--use_cpu", "--torch_compile", "--torch_compile_backend", "eager"]},
 }
 STUDY_TASKS: dict[str, dict[str, str | None]] = {
-    "cuda": {"cifar_resnet": "cifar10", "text": None},
+    "cuda": {"shakespeare": "texts", "cifar_resnet": "cifar10", "text": None},
     "cpu": {"cifar_resnet": "cifar10", "digits_vit": None},
 }
 """Tasks of the study runner, with the flag of on_gpu.py that names their data."""
@@ -74,6 +74,7 @@ class Given:
 
     device: str
     cifar10: str | None
+    texts: str | None
     results: str
     earlier: int
     folder: str
@@ -315,14 +316,14 @@ def _train_task(task: str, data: str | None, given: Given, folder: Path) -> Line
     where = getattr(given, data) if data else None
     if data and where is None:
         raise LeftOut(f"it needs its data: --{data}")
-    if data and find_spec("datasets") is None:
+    if data == "cifar10" and find_spec("datasets") is None:
         raise LeftOut("missing: datasets; pip install datasets")
     flags = ["--only", task, "--device", given.device, "--output_dir", folder, *([f"--{data}", where] if data else [])]
     command = [sys.executable, HERE / "run_study.py", HERE / "studies" / "on_gpu.yaml", *flags]
     subprocess.run(list(map(str, command)), check=True)
     cells = [json.loads(line) for line in (folder / "cells.jsonl").read_text().splitlines()]
-    columns = ("task", "optimizer", "rate", "accuracy", "loss", "seconds")
-    return {"rows": [{key: cell.get(key) for key in columns} for cell in cells if cell.get("task") == task]}
+    columns = ("task", "optimizer", "rate", "accuracy", "eval_loss", "loss", "seconds")
+    return {"rows": [{key: cell[key] for key in columns if key in cell} for cell in cells if cell.get("task") == task]}
 
 
 def whole_steps(given: Given, results: Results) -> None:

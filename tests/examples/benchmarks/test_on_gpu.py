@@ -60,7 +60,9 @@ def call(tmp_path, monkeypatch, capsys):
         steps = [Step("device", "The machine", 30, gpus=0)]
         names = [name for name in does if name != "device"]
         steps += [replace(Step(name, name.title(), 30), **changes.get(name, {})) for name in names]
-        args = Namespace(output_dir=tmp_path, minutes=minutes, device=None, cifar10=None, commit="", command="")
+        args = Namespace(
+            output_dir=tmp_path, minutes=minutes, device=None, cifar10=None, texts=None, commit="", command=""
+        )
         run = Fakes(args, tuple(steps))
         run.does = {"device": LOOKS, **does}
         is_done = run.run()
@@ -209,7 +211,7 @@ def test_on_a_machine_without_the_gpu_that_was_requested_each_step_says_so(tmp_p
 def test_a_folder_that_is_not_there_is_told_before_anything_runs(tmp_path):
     done = launch.python(tmp_path, SCRIPT, "--output_dir", "out", "--cifar10", "none")
     assert done.returncode == 2
-    assert "error: --cifar10 none: no such folder; name the one with the parquet files" in done.stderr
+    assert "error: --cifar10 none: no such folder; name the one with the files" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -225,7 +227,7 @@ def test_a_run_that_is_terminated_ends_its_process_and_writes_the_page(tmp_path)
 
 
 def given(tmp_path, **more):
-    facts = {"device": "cpu", "cifar10": None, "results": str(tmp_path / "results.jsonl"), "earlier": 0}
+    facts = {"device": "cpu", "cifar10": None, "texts": None, "results": str(tmp_path / "results.jsonl"), "earlier": 0}
     return on_gpu_steps.Given(**facts | {"folder": str(tmp_path), "commit": "", "command": "", **more})
 
 
