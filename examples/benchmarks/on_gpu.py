@@ -110,6 +110,8 @@ class Results:
             line = measure()
         except LeftOut as reason:
             line = {"left_out": str(reason)}
+        except ModuleNotFoundError as error:
+            line = {"left_out": f"missing: {error.name}"}
         except Exception as error:
             traceback.print_exc()
             line = {"failed": one_line(f"{type(error).__name__}: {error}")}

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from on_gpu import HERE, ROOT, LeftOut, Line, Results, one_line
+from on_gpu import HERE, ROOT, LeftOut, Line, Results, error_in, one_line
 
 EXAMPLES = HERE.parent
 PACKAGES = ("triton", "transformers", "accelerate", "aenum", "numpy", "torch-optimi", "lion-pytorch", "datasets")
@@ -235,7 +235,7 @@ def trainer(given: Given, results: Results) -> None:
     """The Trainer in bfloat16 with gradient accumulation, and the same compiled."""
     for name, flags in TRAINED_WITH[given.device].items():
         flags = ["--bf16", "--gradient_accumulation_steps", "2", *flags]
-        results.add(name, partial(train_and_resume, [], flags, Path(given.folder, name)))
+        results.add(name, partial(train_and_resume, given, [], flags, Path(given.folder, name)))
 
 
 def fsdp2(given: Given, results: Results) -> None:
@@ -244,10 +244,18 @@ def fsdp2(given: Given, results: Results) -> None:
     processes = {"cuda": "2", "cpu": "1"}[given.device]
     launch = ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", processes]
     flags = {"cuda": ["--bf16"], "cpu": ["--bf16", "--use_cpu"]}[given.device]
-    results.add("FSDP2", partial(train_and_resume, launch, flags, Path(given.folder)))
+    results.add("FSDP2", partial(train_and_resume, given, launch, flags, Path(given.folder)))
 
 
-def train_and_resume(launcher: list[str], flags: list[str], folder: Path) -> Line:
+def run(command: list[Any], given: Given) -> None:
+    """Run a command that prints into the log, and fail with the error that it printed."""
+    status = subprocess.run(list(map(str, command))).returncode
+    if status:
+        log = (Path(given.results).parent / "log.txt").read_text(errors="replace")
+        raise RuntimeError(f"exit status {status}: {error_in(log[-20_000:])}")
+
+
+def train_and_resume(given: Given, launcher: list[str], flags: list[str], folder: Path) -> Line:
     """Train minimal_trainer.py to the end, and once more from its checkpoint at half-way; both must end alike."""
     half = TRAINED // 2
     fixed = ["--optim", "lpsgdm", "--max_steps", TRAINED, "--save_strategy", "steps", "--save_steps", half]
@@ -256,7 +264,7 @@ def train_and_resume(launcher: list[str], flags: list[str], folder: Path) -> Lin
     for name, more in (("whole", []), ("resumed", ["--resume_from_checkpoint", folder / f"whole/checkpoint-{half}"])):
         command = [sys.executable, *launcher, EXAMPLES / "minimal_trainer.py", *fixed, *more]
         begun = time.perf_counter()
-        subprocess.run([*map(str, command), "--output_dir", str(folder / name)], check=True)
+        run([*command, "--output_dir", folder / name], given)
         seconds.append(f"{time.perf_counter() - begun:.0f}")
         state = json.loads((folder / name / f"checkpoint-{TRAINED}" / "trainer_state.json").read_text())
         logs.append([entry for entry in state["log_history"] if "loss" in entry])
@@ -320,7 +328,7 @@ def _train_task(task: str, data: str | None, given: Given, folder: Path) -> Line
         raise LeftOut("missing: datasets; pip install datasets")
     flags = ["--only", task, "--device", given.device, "--output_dir", folder, *([f"--{data}", where] if data else [])]
     command = [sys.executable, HERE / "run_study.py", HERE / "studies" / "on_gpu.yaml", *flags]
-    subprocess.run(list(map(str, command)), check=True)
+    run(command, given)
     cells = [json.loads(line) for line in (folder / "cells.jsonl").read_text().splitlines()]
     columns = ("task", "optimizer", "rate", "accuracy", "eval_loss", "loss", "seconds")
     return {"rows": [{key: cell[key] for key in columns if key in cell} for cell in cells if cell.get("task") == task]}

@@ -76,6 +76,7 @@ def test_the_page_has_what_each_step_found_and_in_one_line_why_one_found_nothing
     does = {"works": WORKS, "fails": "print('x'); fail(ValueError('no such thing'))", "lacks": "", "pair": ""}
     does["parts"] = (
         "results.add('one', lambda: fail(OSError('disk')))\nresults.add('two', lambda: fail(LeftOut('5 GB')))"
+        "\nresults.add('three', lambda: __import__('no_such_module'))"
     )
     ended = call(does, lacks={"needs": ("yaml", "no_such_package", "nor_such")}, pair={"gpus": 2})
     assert ended.said == {
@@ -96,6 +97,7 @@ def test_the_page_has_what_each_step_found_and_in_one_line_why_one_found_nothing
         "More of it.",
         "- one: OSError: disk",
         "- two: 5 GB",
+        "- three: missing: no_such_module",
     ):
         assert line in ended.page.splitlines()
 
@@ -254,6 +256,14 @@ def test_what_the_kernel_cannot_do_on_a_gpu_is_told(tmp_path, monkeypatch):
     assert found.pop("default")["failed"] == "RuntimeError: the default is foreach, since no C compiler"
     assert found.pop("environment")["text"] == "```\nversions\n```"
     assert {line["left_out"] for line in found.values()} == {"the kernel does not support them on this GPU"}
+
+
+def test_of_a_script_that_fails_its_own_error_is_told(tmp_path, monkeypatch):
+    (tmp_path / "log.txt").write_text("Traceback\nValueError: this GPU knows no bfloat16\n")
+    monkeypatch.setattr(on_gpu_steps.subprocess, "run", lambda command: Namespace(returncode=1))
+    on_gpu_steps.trainer(given(tmp_path), Results(tmp_path / "results.jsonl", "trainer"))
+    said = "RuntimeError: exit status 1: ValueError: this GPU knows no bfloat16"
+    assert [line["failed"] for line in lines(tmp_path).values()] == [said]
 
 
 def test_cifar10_needs_a_package_too(tmp_path, monkeypatch):
