@@ -34,7 +34,7 @@ def main() -> None:
         vocab_size=10, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2
     )
     trainer = Trainer(LlamaForCausalLM(config), args, train_dataset=make_sequences(1024, seed=0))
-    trainer.train()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     print(trainer.evaluate(make_sequences(256, seed=1)))
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()

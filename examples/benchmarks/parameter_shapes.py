@@ -37,4 +37,14 @@ def llm_1b() -> list[Shape]:
     return [(vocabulary, width), *(layer * layers), (width,)]
 
 
-SHAPES = {"resnet50": resnet50, "vit_b_16": vit_b_16, "llm_1b": llm_1b}
+def many_small() -> list[Shape]:
+    """60 tensors of 16 elements."""
+    return [(16,)] * 60
+
+
+def lora() -> list[Shape]:
+    """The matrices of LoRA with rank 8, on 7 layers of each of 16 blocks of width 1,024: 224 tensors."""
+    return [(8, 1024), (1024, 8)] * 112
+
+
+SHAPES = {"resnet50": resnet50, "vit_b_16": vit_b_16, "llm_1b": llm_1b, "many_small": many_small, "lora": lora}

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lion_pytorch import Lion
 from output_folder import make_folder
 from provenance import provenance
 from torch.optim import SGD, AdamW, Optimizer
@@ -36,12 +35,19 @@ from transformers import (
 
 from hf_lpsgd import LPSGD, LPSGDM, step_in_backward
 
+
+def _lion(params: Any, **options: Any) -> Optimizer:
+    from lion_pytorch import Lion  # only here: all else can be measured without it
+
+    return Lion(params, **options)
+
+
 # As `--optim` sets them; the rate is such that nothing runs off in a few steps.
 AUTO: dict[str, Any] = {"lr": 1e-6, "grad_rms": "auto"}
 OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], bool]] = {
     "AdamW": (partial(AdamW, lr=1e-6), False),
     "AdamW, fused": (partial(AdamW, lr=1e-6, fused=True), False),
-    "Lion": (partial(Lion, lr=1e-6), False),
+    "Lion": (partial(_lion, lr=1e-6), False),
     "SGD, momentum": (partial(SGD, lr=1e-6, momentum=0.9), False),
     "Adafactor": (partial(Adafactor, lr=1e-6, scale_parameter=False, relative_step=False), False),
     "LPSGDM": (partial(LPSGDM, **AUTO), False),

@@ -158,7 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, help="a file in studies/")
     parser.add_argument("--workers", type=int, help="processes of one thread; default: one per core, 1 on a GPU")
-    parser.add_argument("--device", default="cpu", help="default: cpu; a task with a Trainer script ignores it")
+    parser.add_argument("--device", default="cpu", help="default: cpu")
     parser.add_argument("--cifar10", default="uoft-cs/cifar10", help="CIFAR-10: on the Hub, or a folder of its files")
     parser.add_argument(
         "--texts",

@@ -27,7 +27,6 @@ from typing import Any
 
 import psutil
 import torch
-from optimi import Lion
 from output_folder import make_folder
 from parameter_shapes import SHAPES
 from peak_memory import peak_of
@@ -99,13 +98,19 @@ def contenders(device: torch.device, dtype: torch.dtype) -> list[Contender]:
         ("LPSGD", LPSGD, {"stochastic rounding": {"rounding": "stochastic"}} if dtype != torch.float32 else {}),
         ("SGD, momentum", partial(SGD, momentum=0.9), torchs),
         ("AdamW", AdamW, torchs),
-        ("Lion (optimi)", Lion, lions),
+        ("Lion (optimi)", _lion, lions),
     )
     return [
         Contender(f"{name}, {how}", partial(kind, lr=RATE, **options))
         for name, kind, ways in kinds
         for how, options in ways.items()
     ]
+
+
+def _lion(parameters: Parameters, **options: Any) -> Optimizer:
+    from optimi import Lion  # only here: all else can be measured without it
+
+    return Lion(parameters, **options)
 
 
 def _always_measuring(parameters: Parameters, **options: Any) -> Optimizer:

@@ -7,6 +7,7 @@ from paths import EXAMPLES
 
 ALLOWED = {
     "super()._init_weights",  # what transformers asks the authors of models to extend
+    "os._exit",  # a documented function: ends a process without destructors, which would use a GPU that is lost
     "torch.cuda._sleep",  # no public call keeps a GPU busy for a time that is known
 }
 FILES = sorted(path for path in EXAMPLES.rglob("*.py") if "results" not in path.parts)

@@ -61,15 +61,16 @@ def _number(value: float, digits: int = 6) -> Any:
     return float(f"{value:.{digits}g}") if math.isfinite(value) else None
 
 
-def flags_of(cell: dict[str, Any], task: Task, folder: str) -> tuple[list[str], dict[str, Any]]:
+def flags_of(cell: dict[str, Any], task: Task, folder: str, device: str = "cpu") -> tuple[list[str], dict[str, Any]]:
     """The flags that train the cell, and what the Trainer has no flag for."""
     options = dict(cell["options"])
     flags = (
         f"--output_dir {folder} --seed {cell['seed']} --learning_rate {cell['rate']} --max_grad_norm 1 "
         f"--weight_decay 0 --num_train_epochs {task.epochs} --per_device_train_batch_size {task.batch_size} "
-        "--per_device_eval_batch_size 200 --lr_scheduler_type cosine --warmup_steps 0.1 --use_cpu "
+        "--per_device_eval_batch_size 200 --lr_scheduler_type cosine --warmup_steps 0.1 "
         "--save_strategy no --report_to none --disable_tqdm true --log_level error"
     ).split()
+    flags += ["--use_cpu"] if device == "cpu" else []
     flags += ["--split", cell.get("split", "validation")]
     if cell.get("split") == "test":
         flags += ["--logging_steps", "0.05", "--eval_steps", "0.1", "--eval_strategy", "steps"]
@@ -95,7 +96,7 @@ def flags_of(cell: dict[str, Any], task: Task, folder: str) -> tuple[list[str], 
     return flags, {}
 
 
-def train_by_trainer(cell: dict[str, Any], task: Task) -> dict[str, Any]:
+def train_by_trainer(cell: dict[str, Any], task: Task, device: str = "cpu") -> dict[str, Any]:
     """Train a cell; besides what every cell has, the milliseconds of a step and the bytes that the optimizer keeps.
 
     A step's time is the median by the clock, and that of this process alone, which other load hardly changes.
@@ -103,7 +104,7 @@ def train_by_trainer(cell: dict[str, Any], task: Task) -> dict[str, Any]:
     watch = _Watch(task.metric)
     script = importlib.import_module(f".{task.script}", __package__)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        flags, more = flags_of(cell, task, folder)
+        flags, more = flags_of(cell, task, folder, device)
         trainer, final = script.main(flags, callbacks=[watch], **more)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)

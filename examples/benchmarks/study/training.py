@@ -45,7 +45,7 @@ def train(cell: dict[str, Any], device: str = "cpu", watch: Watch | None = None)
     if task.script:
         from .trainer_cell import train_by_trainer
 
-        result = train_by_trainer(cell, task)
+        result = train_by_trainer(cell, task, device)
     else:
         result = _train_by_loop(cell, device, watch)
     return {**result, "seconds": round(time.perf_counter() - began, 2)}

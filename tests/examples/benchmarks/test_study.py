@@ -322,6 +322,15 @@ def few_steps(monkeypatch, tmp_path):
     monkeypatch.setitem(data.PLACES, "texts", str(tmp_path))
 
 
+def test_a_script_trains_on_the_device_that_was_requested(monkeypatch, tmp_path):
+    cell, task = next(run_study.cells_of(SCRIPTED)), tasks.TASKS["shakespeare"]
+    for device, is_flagged in (("cpu", True), ("cuda", False)):
+        flags, _ = trainer_cell.flags_of(cell, task, str(tmp_path), device)
+        assert ("--use_cpu" in flags) == is_flagged
+        monkeypatch.setattr(trainer_cell, "train_by_trainer", lambda cell, task, device: {"trained_on": device})
+        assert train(cell, device)["trained_on"] == device
+
+
 @pytest.mark.parametrize(("split", "end", "until"), [("validation", 3400, 3600), ("test", 3600, 4000)])
 def test_the_character_model_is_not_trained_on_the_text_that_it_is_evaluated_on(
     split, end, until, few_steps, tmp_path
