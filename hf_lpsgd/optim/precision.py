@@ -26,7 +26,7 @@ def check_momentum(groups: Groups, *, at_construction: bool = False) -> None:
         for dtype in {torch.bfloat16} if named == "bfloat16" else {param.dtype for param in params}:
             # Changes below some 0.35 eps of the value are dropped: in bfloat16, 0.98 reaches 0.88 and 0.99 only 0.79.
             reached = (1 - momentum) / (1 - momentum + 0.35 * torch.finfo(dtype).eps)
-            if reached < 0.8 and group["rounding"] == "nearest":
+            if reached < 0.8 and group.get("rounding") == "nearest":
                 warn_once(
                     f"momentum={momentum:g} is kept in {str(dtype)[6:]} and rounded to the nearest. Of a steady "
                     f"gradient, it reaches {reached:.2f} times the value. Use rounding=stochastic or "
@@ -53,12 +53,10 @@ def check_precision(groups: Groups, before: float | None) -> float | None:
         return float(max(rates))
     for group in groups:
         peak = max(group["lr"], group.get("initial_lr", 0.0), group.get("max_lr", 0.0))
-        step = peak if group["grad_rms"] is None else MOST_MOVED * peak
+        step = peak if group.get("grad_rms") is None else MOST_MOVED * peak
         values = [local(param.detach()) for param in group["params"] if param.requires_grad]
-        judged = [
-            one for one in values if one.dtype in ROUNDED and type(one) in PLAIN_TENSOR_TYPES and not one.is_meta
-        ]
-        if judged and group["rounding"] == "nearest":
+        judged = [x for x in values if x.dtype in ROUNDED and type(x) in PLAIN_TENSOR_TYPES and not x.is_meta]
+        if judged and group.get("rounding") == "nearest":  # which an optimizer of another kind may not have
             largest = max(judged, key=Tensor.numel).flatten()
             some = largest[:: len(largest) // 4096 | 1]
             share = float(((some.float() + step).to(some.dtype) != some).float().mean())
