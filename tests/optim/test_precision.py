@@ -165,7 +165,7 @@ def cyclic(optimizer):
 def test_rates_are_judged_by_their_peak(schedule, said):
     for lr, is_told in ((1e-3, False), (1e-6, True)):
         params = weights()
-        optimizer = LPSGDM(params, lr=lr)
+        optimizer = LPSGDM(params, lr=lr, p_schedule="lr")
         train(params, optimizer, 25, schedule(optimizer))
         assert bool(said()) == is_told
 
