@@ -44,9 +44,11 @@ class AfterImport:
                 try:
                     execute(module)
                 except Exception as error:
-                    _say(f"{fullname.partition('.')[0]} cannot be imported: {first_cause(error)}")
+                    if module.__name__ == fullname:
+                        _say(f"{fullname.partition('.')[0]} cannot be imported: {first_cause(error)}")
                     raise
-                _register(_AWAITED[fullname])
+                if module.__name__ == fullname:  # some loaders load more than one
+                    _register(_AWAITED[fullname])
 
             spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec
@@ -54,8 +56,8 @@ class AfterImport:
 
 def first_cause(error: BaseException) -> str:
     """Return in one line the error that a chain of errors began with: those that wrap it say less."""
-    while (cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:
-        error = cause
+    for _ in range(20):  # a bound, since a chain can be a ring
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__) or error
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 

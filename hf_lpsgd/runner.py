@@ -69,7 +69,8 @@ def _become(line: list[str], is_python: bool, arguments: list[str]) -> NoReturn:
         import signal
 
         for name in ("SIGPIPE", "SIGXFSZ"):  # which Python ignores, and a command would inherit that
-            signal.signal(getattr(signal, name), signal.SIG_DFL)
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), signal.SIG_DFL)
     file = sys.executable if is_python else line[0]
     try:
         os.execve(file, [*line, *arguments], {**os.environ, "PYTHONPATH": path})
@@ -93,9 +94,15 @@ def _found(program: str) -> tuple[str, bool]:
 
 
 def _is_python(file: str) -> bool:
-    with open(file, "rb") as stream:
-        first = stream.readline(256)
-    is_python = b"python" in first if first.startswith(b"#!") else b"\0" not in first
+    try:
+        with open(file, "rb") as stream:
+            first = stream.readline(256)
+    except OSError:  # what can be started need not be readable
+        return False
+    interpreters = [os.path.basename(word) for word in first[2:].split()[:2]]  # of `#!/usr/bin/env python3`, too
+    is_python = b"\0" not in first
+    if first.startswith(b"#!"):
+        is_python = any(word.startswith((b"python", b"pypy")) for word in interpreters)
     return is_python or not os.access(file, os.X_OK) or file.endswith((".py", ".pyc", ".pyz", ".zip"))
 
 

@@ -95,7 +95,6 @@ class PScheduleTie:
     moves_each_step: bool  # and is worth a warning if it does not
     by_trainer: bool = False  # the Trainer's callback made it, and not the user
 
-    _peaks: dict[int, float] = field(default_factory=dict, repr=False)  # as far as they are known ahead
     _still: float = field(default=0, repr=False)  # updates at which the LR scheduler has not moved
     _last_place: Any = field(default=None, repr=False)
 
@@ -120,12 +119,10 @@ class PScheduleTie:
         """Return the p of the param group at `index`, now."""
         lr_share = 1.0
         if self.record.follows_lr:
-            if index not in self._peaks:
-                steps = self.num_training_steps * self.stride or None
-                self._peaks[index] = peak_lr(self.lr_scheduler, group, index, steps)
-            # The states of older versions, and groups that were added later, took no note of the largest rate.
-            group.setdefault(LARGEST_LR, self._peaks[index] or float(group.get("initial_lr", group["lr"])))
-            peak = max(self._peaks[index], largest_lr(group))
+            # States of older versions, and groups that were added later, took no note of the largest rate.
+            peak = peak_lr(self.lr_scheduler, group, index)
+            group.setdefault(LARGEST_LR, peak or float(group.get("initial_lr", group["lr"])))
+            peak = max(peak, largest_lr(group))
             lr_share = max(float(group["lr"]) / peak, 0.0) if peak > 0 else 1.0
         return self.record.p_at(float(group["p_max"]), Place(self._progress(), lr_share))
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from reference import annealed_p, paper_p
 from torch.optim import lr_scheduler as torch_schedulers
+from transformers import get_linear_schedule_with_warmup
 
 from hf_lpsgd import LPSGD, LPSGDM, tie_p_schedule
 from hf_lpsgd.optim.measurement import FEWEST_UPDATES, MEASURED
@@ -64,7 +65,7 @@ def test_linear_falls_by_equal_amounts_to_2():
 
 def test_lr_keeps_p_minus_2_in_proportion_to_the_learning_rate():
     optimizer = make_optimizer()
-    scheduler = linear_warmup(optimizer)
+    scheduler = get_linear_schedule_with_warmup(optimizer, 4, STEPS)
     tie_p_schedule(optimizer, scheduler, "lr")
     ps, lrs = run(optimizer, scheduler)
     assert [p - 2 for p in ps] == pytest.approx([18 * lr / 0.1 for lr in lrs])
@@ -117,7 +118,7 @@ def test_p_stays_at_2_beyond_the_last_step_and_at_p_max_where_there_is_only_one(
 @pytest.mark.parametrize(("lr", "peak", "expected"), [(0.3, 0.1, P_MAX), (0.0, 0.0, P_MAX), (0.0, 0.1, 2.0)])
 def test_a_learning_rate_beyond_its_peak_or_a_peak_of_0_gives_p_max(lr, peak, expected):
     optimizer = make_optimizer(lr=peak)
-    tie = tie_p_schedule(optimizer, linear_warmup(optimizer), "lr")
+    tie = tie_p_schedule(optimizer, torch_schedulers.LinearLR(optimizer), "lr")
     optimizer.param_groups[0]["lr"] = lr
     assert tie.get_p() == [expected]
 
@@ -308,11 +309,7 @@ TABLE = [0.2, 0.5, 0.9, 0.7, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 0.0]  # 
 KNOWN_AHEAD = {
     "small factor": lambda optimizer: torch_schedulers.LambdaLR(optimizer, lambda step: 1e-3 * (1 - step / STEPS)),
     "large factor": lambda optimizer: torch_schedulers.LambdaLR(optimizer, lambda step: 10 * (1 - step / STEPS)),
-    "late peak": lambda optimizer: torch_schedulers.LambdaLR(optimizer, lambda step: 3 - abs(step - 7) / 4),
-    "a table": lambda optimizer: torch_schedulers.LambdaLR(optimizer, lambda step: TABLE[step]),
     "an object": lambda optimizer: torch_schedulers.LambdaLR(optimizer, Counting()),
-    "rising": lambda optimizer: torch_schedulers.ExponentialLR(optimizer, 1.3),
-    "rising to the end": lambda optimizer: torch_schedulers.CosineAnnealingLR(optimizer, STEPS - 1, eta_min=0.7),
     "a low first part": lambda optimizer: torch_schedulers.ConstantLR(optimizer, 0.1, total_iters=3),
     "products": lambda optimizer: torch_schedulers.MultiplicativeLR(optimizer, lambda step: 0.9),
     "restarts": lambda optimizer: torch_schedulers.CosineAnnealingWarmRestarts(optimizer, 5),
@@ -333,21 +330,38 @@ def test_lr_goes_by_the_peak_of_the_schedule_itself_whatever_rate_the_optimizer_
     assert max(ps) == pytest.approx(P_MAX)
 
 
-@pytest.mark.parametrize("kind", ["small factor", "large factor", "late peak", "a table", "an object", "in turn"])
-def test_lr_finds_a_peak_after_which_the_rate_falls_also_where_the_length_of_the_run_is_not_given(kind):
+FOUND_AS_THEY_RISE = {
+    "late peak": lambda optimizer: torch_schedulers.LambdaLR(optimizer, lambda step: 3 - abs(step - 7) / 4),
+    "a table": lambda optimizer: torch_schedulers.LambdaLR(optimizer, lambda step: TABLE[step]),
+    "rising": lambda optimizer: torch_schedulers.ExponentialLR(optimizer, 1.3),
+    "rising to the end": lambda optimizer: torch_schedulers.CosineAnnealingLR(optimizer, STEPS - 1, eta_min=0.7),
+    "in turn, of a small factor": lambda optimizer: torch_schedulers.SequentialLR(
+        optimizer,
+        [
+            torch_schedulers.LambdaLR(optimizer, lambda step: 1e-3 * (step + 1) / 5),
+            torch_schedulers.LambdaLR(optimizer, lambda step: 1e-3 * (1 - step / STEPS)),
+        ],
+        milestones=[5],
+    ),
+}
+
+
+@pytest.mark.parametrize("make", FOUND_AS_THEY_RISE.values(), ids=FOUND_AS_THEY_RISE)
+def test_lr_holds_p_max_while_a_rate_rises_whose_peak_nobody_can_know_ahead(make):
     optimizer = make_optimizer()
-    scheduler = KNOWN_AHEAD[kind](optimizer)
-    tie_p_schedule(optimizer, scheduler, "lr")
+    scheduler = make(optimizer)
+    tie_p_schedule(optimizer, scheduler, "lr", num_training_steps=STEPS)
     ps, lrs = run(optimizer, scheduler)
-    assert ps == pytest.approx([2 + 18 * lr / max(lrs) for lr in lrs])
+    assert ps == pytest.approx([2 + 18 * lr / max(lrs[: step + 1]) for step, lr in enumerate(lrs)])
 
 
-def test_lr_finds_the_peak_of_a_long_run_to_the_step():
+def test_lr_calls_no_function_of_the_user():
+    calls = []
     optimizer = make_optimizer()
-    scheduler = linear_warmup(optimizer, warmup=123_457, steps=3_000_000)
-    tie = tie_p_schedule(optimizer, scheduler, "lr", num_training_steps=3_000_000)
-    scheduler.last_epoch, optimizer.param_groups[0]["lr"] = 1_561_728, 0.05
-    assert tie.get_p() == [11.0]
+    scheduler = torch_schedulers.LambdaLR(optimizer, lambda step: calls.append(step) or 1.0)
+    tie_p_schedule(optimizer, scheduler, "lr", num_training_steps=STEPS).get_p()
+    optimizer.step()
+    assert calls == [0]  # by torch, when the scheduler was made
 
 
 class OwnRates(torch_schedulers.StepLR):

@@ -16,8 +16,8 @@ from .kernels.choice import check_fused, update
 from .kernels.hyperparameters import Hyperparameters
 from .kernels.tensors import Tensors
 from .measurement import Measurement, is_measuring
-from .options import LR, Option, P
-from .p_in_force import Tie, Untied, write_p
+from .options import LR, P_FOLLOWS, Option, P
+from .p_in_force import LARGEST_LR, Tie, Untied, write_p
 from .precision import check_momentum, check_precision
 from .shards import Partitions
 from .update import ROUNDED_STEPS, Call, Update, calls_with_gradients, describe, is_no_update
@@ -84,8 +84,10 @@ class LpOptimizer(Optimizer):
         if is_measuring(param_group):
             self._measurement.join(param_group)
         check_momentum([param_group], at_construction=True)
+        if param_group.get(P_FOLLOWS.name) is not None:
+            param_group.setdefault(LARGEST_LR, 0.0)  # from the start, so that every kind of checkpoint finds it
         if param_group.get("rounding") == "stochastic":
-            param_group.setdefault(ROUNDED_STEPS, 0)  # from the start, so that every kind of checkpoint finds it
+            param_group.setdefault(ROUNDED_STEPS, 0)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         before = self.__dict__.get("param_groups", ())  # there are none while a pickle is read

@@ -40,19 +40,22 @@ class Untied:
 
     def __init__(self) -> None:
         self._is_rising: dict[int, bool] = {}  # by the place of the group, where p follows the rate
-        self._rates: dict[int, float] = {}  # the largest so far, where p does not
+        self._rates: dict[int, tuple[float, float]] = {}  # the largest so far, and p_max then, where p does not
 
     def p_of(self, group: dict[str, Any], index: int) -> float:
         """Return p_max, or less where p follows a learning rate that has fallen."""
         p_max = float(group["p_max"])
-        if group[P_FOLLOWS.name] is None:
+        if group.get(P_FOLLOWS.name) is None:
             if not torch.compiler.is_compiling() and isinstance(group["lr"], float) and p_max > 2.0:
-                largest = self._rates[index] = max(group["lr"], self._rates.get(index, 0.0))
-                if group["lr"] < largest:
+                largest, p_max_then = self._rates.setdefault(index, (group["lr"], p_max))
+                if group["lr"] >= largest:
+                    self._rates[index] = (group["lr"], p_max)
+                elif p_max == p_max_then:  # nobody writes it while the rate falls
                     warn_once(_STAYS)
             return p_max
-        self._is_rising[index] = float(group["lr"]) > group.get(LARGEST_LR, 0.0)
-        return 2.0 + (p_max - 2.0) * max(float(group["lr"]), 0.0) / (largest_lr(group) or 1.0)
+        lr, before = float(group["lr"]), group.get(LARGEST_LR, 0.0)
+        self._is_rising[index] = lr > before
+        return 2.0 + (p_max - 2.0) * (max(lr, 0.0) / largest if (largest := largest_lr(group)) > 0 else 1.0)
 
     def is_past_warmup(self) -> bool:
         """Say whether no learning rate that p follows is rising."""

@@ -71,6 +71,8 @@ def is_no_update(groups: Groups, calls: Sequence[Call], partitions: Partitions |
     found = defaultdict(int, {} if partitions is None else {(partitions.group,): 0})
     for call in calls:
         for param, grad in zip(call.params, call.grads, strict=True):
+            if grad.is_meta:
+                return False
             found[groups_of(param, partitions)] += bool(local(grad).any())
     device = calls[0].params[0].device if calls else None
     return not any(add_up(key, count, 0, device)[0] for key, count in found.items())

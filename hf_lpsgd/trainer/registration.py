@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from types import FrameType
 from typing import Any
@@ -38,11 +37,11 @@ def register() -> None:
             # A pickle of the member, as in training_args.bin, registers where it is read.
             member.__reduce_ex__ = lambda protocol, name=name: (_registered_member, (name,))
         handlers[names(name)] = _handler
-    if _TRAINER in sys.modules:
+    # There is no list while it is being imported; to wait for the thread that does so can be a deadlock.
+    callbacks = getattr(sys.modules.get(_TRAINER), "DEFAULT_CALLBACKS", None)
+    if callbacks is not None:
         from .callback import LpScheduleCallback
 
-        # Another thread may still be importing it; this waits for that. This thread may be too: there is no list then.
-        callbacks = getattr(importlib.import_module(_TRAINER), "DEFAULT_CALLBACKS", [])
         if LpScheduleCallback not in callbacks:
             callbacks[:] = [*(one for one in callbacks if one.__module__ != _CALLBACK), LpScheduleCallback]
 
