@@ -48,11 +48,11 @@ def peak_lr(lr_scheduler: Any, group: dict[str, Any], index: int) -> float:
         return float(group.get("max_lr", 0.0))
     # CyclicLR and most schedulers of DeepSpeed have max_lrs, its WarmupCosineLR has org_lrs.
     bounds = getattr(lr_scheduler, "max_lrs", None) or getattr(lr_scheduler, "org_lrs", None) or ()
-    source: Any = type(lr_scheduler)
-    if isinstance(lr_scheduler, LambdaLR) and index < len(lr_scheduler.lr_lambdas):  # a factor may have any size
-        factor = lr_scheduler.lr_lambdas[index]
-        source = getattr(factor, "func", factor)
-    is_known = getattr(source, "__module__", "").startswith(("torch.", "transformers.")) and source is not LambdaLR
+    source: Any = lr_scheduler
+    if isinstance(lr_scheduler, LambdaLR) and index < len(lr_scheduler.lr_lambdas):
+        source = lr_scheduler.lr_lambdas[index]  # which may have any size
+    module = str(getattr(getattr(source, "func", source), "__module__", ""))
+    is_known = module.startswith(("torch.", "transformers."))
     if _counts_evaluations(lr_scheduler) or (isinstance(lr_scheduler, LRScheduler) and not is_known):
         return 0.0
     # timm's schedulers, which are not torch's, multiply by lr_scale.

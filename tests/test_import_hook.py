@@ -1,9 +1,12 @@
 """The import hook: it registers when a module is imported, and is no hindrance to others that import it."""
 
+import importlib.machinery
 import sys
 
 import pytest
 from launch import python, write
+
+from hf_lpsgd import import_hook
 
 TRAINING_ARGS = """
 try:
@@ -79,3 +82,37 @@ def test_an_unknown_name_of_the_package_is_an_attribute_error():
         hf_lpsgd.LPSGDX  # noqa: B018
     assert hf_lpsgd.trainer is sys.modules["hf_lpsgd.trainer"]
     assert not hasattr(hf_lpsgd, "__path_of_nothing__")
+
+
+def test_a_loader_of_several_modules_says_nothing_of_the_others(tmp_path, monkeypatch, recwarn):
+    class Shared(importlib.machinery.SourcelessFileLoader):
+        def create_module(self, spec):
+            return None
+
+        def exec_module(self, module):
+            if module.__name__ == "nothing_here":
+                raise ImportError("nothing here")
+
+    loader = Shared("all", str(tmp_path))
+
+    class Finder:
+        def find_spec(self, name, path=None, target=None):
+            if name in ("timm", "timm.optim", "nothing_here"):
+                return importlib.machinery.ModuleSpec(name, loader, is_package=name == "timm")
+            return None
+
+    asked = []
+    monkeypatch.setattr(import_hook, "_register", asked.append)
+    monkeypatch.setattr(sys, "meta_path", [import_hook.AfterImport(), Finder()])
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    importlib.import_module("timm.optim")
+    with pytest.raises(ImportError, match="nothing here"):
+        importlib.import_module("nothing_here")
+    assert asked == ["hf_lpsgd.integrations.timm"]
+    assert not [one for one in recwarn if "hf_lpsgd" in str(one.message)]
+
+
+def test_a_ring_of_causes_has_an_end():
+    one, other = ValueError("one"), ValueError("other")
+    one.__cause__, other.__cause__ = other, one
+    assert import_hook.first_cause(one) in ("ValueError: one", "ValueError: other")

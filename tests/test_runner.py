@@ -366,6 +366,25 @@ def test_a_folder_counts_only_if_it_can_be_run_and_a_file_counts(tools):
     assert run("train").stdout == "file [] True\n"
 
 
+def test_the_interpreter_of_a_script_is_told_by_its_name(tools):
+    work, run = tools
+    (work / "python-tools").mkdir()
+    (work / "python-tools" / "bash").symlink_to(shutil.which("sh"))
+    write(work / "script", f"#!{work}/python-tools/bash\necho shell\n")
+    (work / "script").chmod(0o755)
+    assert run("./script").stdout == "shell\n"
+
+
+def test_a_clone_that_the_current_folder_alone_finds_is_known_to_the_command(tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "hf_lpsgd", ignore=shutil.ignore_patterns("__pycache__"))
+    write(tmp_path / "script.py", f"import sys; print({REACHED}, sys.path.count({str(tmp_path)!r}))")
+    env = {name: value for name, value in ENVIRONMENT.items() if name != "PYTHONPATH"}
+    done = python(tmp_path, "-S", "-c", "import hf_lpsgd.runner as r, sys; print(r.__file__)", env=env)
+    assert done.stdout.startswith(str(tmp_path))
+    path = {**env, "PYTHONPATH": str(tmp_path / "hf_lpsgd" / "children")}
+    assert python(tmp_path, "script.py", env=path).stdout == "True 1\n"
+
+
 def test_the_process_and_its_signals_are_those_of_the_command(both, tmp_path):
     write(tmp_path / "script.py", "import os, sys; print(os.getpid()); sys.exit(sys.stdin.read() != 'in')")
     command = [sys.executable, "-m", "hf_lpsgd", "script.py"]

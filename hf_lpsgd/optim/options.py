@@ -89,7 +89,7 @@ ROUNDING_SEED = Option(
     "rounding_seed", "seed for rounding=stochastic; the same on all processes", low=0, whole=True, absent=0
 )
 P_FOLLOWS = Option(
-    "p_schedule", "lr: p falls with the learning rate; a tie replaces it", values=(None, "lr"), for_trainer=False
+    "p_schedule", "without a tie: lr lets p fall with the learning rate", values=(None, "lr"), for_trainer=False
 )
 MAXIMIZE = Option("maximize", "ascend the objective", values=(True, False), for_trainer=False, absent=False)
 FOREACH = Option(

@@ -102,3 +102,11 @@ def test_gradients_are_looked_at_only_where_the_rate_is_0(lr, reads):
     with Reads() as mode:
         optimizer.step()
     assert (mode.count > 0) == reads
+
+
+@EACH_OPTIMIZER
+def test_a_rate_of_0_is_no_matter_on_the_meta_device(cls):
+    param = nn.Parameter(torch.ones(3, device="meta"))
+    param.grad = torch.ones_like(param)
+    cls([param], lr=0.0).step()
+    assert param.is_meta

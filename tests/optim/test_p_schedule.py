@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.optim.lr_scheduler import ConstantLR, LambdaLR, LinearLR, OneCycleLR, ReduceLROnPlateau, SequentialLR
 
 from hf_lpsgd import LPSGD, LPSGDM, notices, tie_p_schedule
@@ -140,6 +141,47 @@ def test_without_tie_and_schedule_a_falling_rate_is_noticed_once(cls):
         assert {p for p, _ in steps(optimizer, LinearLR(optimizer, 1.0, 0.1, 10))} == {10.0}
     assert len(caught) == 1
     assert caught[0].filename == __file__
+
+
+def test_a_state_loaded_in_place_holds_the_peak():
+    def at_half_of_its_peak(steps_made):
+        model = torch.nn.Linear(2, 2)
+        optimizer = LPSGDM(model.parameters(), lr=0.1, p_max=10.0, p_schedule="lr")
+        for lr in (0.1, 0.05)[:steps_made]:
+            optimizer.param_groups[0]["lr"] = lr
+            model(torch.ones(2)).sum().backward()
+            optimizer.step()
+        return model, optimizer
+
+    saved = get_optimizer_state_dict(*at_half_of_its_peak(2))
+    model, optimizer = at_half_of_its_peak(0)
+    fresh = get_optimizer_state_dict(model, optimizer)
+    in_place = {**fresh, "param_groups": [dict(group) for group in fresh["param_groups"]]}
+    for group, of_saved in zip(in_place["param_groups"], saved["param_groups"], strict=True):
+        group.update({name: of_saved[name] for name in group})  # as torch.distributed.checkpoint.load does
+    set_optimizer_state_dict(model, optimizer, {**in_place, "state": saved["state"]})
+    optimizer.step()
+    assert optimizer.param_groups[0]["p"] == pytest.approx(6.0)
+
+
+def test_p_is_p_max_at_the_first_step_of_a_warm_up_from_0():
+    optimizer = make(p_schedule="lr")
+    assert steps(optimizer, LambdaLR(optimizer, lambda step: min(step / 3, 1.0)), count=2)[0] == (10.0, 0.0)
+
+
+def test_an_optimizer_of_another_kind_need_not_have_the_option():
+    optimizer = make()
+    del optimizer.param_groups[0]["p_schedule"]
+    assert {p for p, _ in steps(optimizer)} == {10.0}
+
+
+def test_nothing_is_said_where_p_max_is_written_by_hand():
+    optimizer = make()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for share in (1.0, 0.6, 0.2):
+            optimizer.param_groups[0].update(lr=0.1 * share, p_max=2 + 8 * share)
+            assert steps(optimizer, count=1)[0][0] == 2 + 8 * share
 
 
 @pytest.mark.parametrize("quiet", ["constant rate", "rising rate", "p_max of 2", "tied to a constant"])
