@@ -16,11 +16,11 @@ from .kernels.choice import check_fused, update
 from .kernels.hyperparameters import Hyperparameters
 from .kernels.tensors import Tensors
 from .measurement import Measurement, is_measuring
-from .options import LR, Option, P
+from .options import LR, Option, P, check_together
 from .p_in_force import Tie, write_p
 from .precision import check_momentum, check_precision
 from .shards import Partitions
-from .update import ROUNDED_STEPS, Call, Update, calls_with_gradients, describe, is_no_update
+from .update import Call, Update, calls_with_gradients, describe, is_no_update, prepare_rounding
 
 
 class LpOptimizer(Optimizer):
@@ -49,8 +49,7 @@ class LpOptimizer(Optimizer):
             value = option.check(group[option.name], where)
             if option is not LR or not isinstance(group["lr"], Tensor):
                 group[option.name] = value
-        if group["fused"] and group["foreach"]:
-            raise ValueError(f"Invalid fused{where}: True, with foreach=True. Only one can be True; leave both None.")
+        check_together(group, where)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group, with its own values of any of the constructor's options.
@@ -84,8 +83,7 @@ class LpOptimizer(Optimizer):
         if is_measuring(param_group):
             self._measurement.join(param_group)
         check_momentum([param_group], at_construction=True)
-        if param_group.get("rounding") == "stochastic":
-            param_group.setdefault(ROUNDED_STEPS, 0)  # from the start, so that every kind of checkpoint finds it
+        prepare_rounding(param_group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         before = self.__dict__.get("param_groups", ())  # there are none while a pickle is read
@@ -146,7 +144,8 @@ class LpOptimizer(Optimizer):
             self.tie.begin_update()
         is_past_warmup = self.tie is None or self.tie.is_past_warmup()
         is_measured = self._measurement.begin(groups, is_new=is_new, is_past_warmup=is_past_warmup)
-        return Update(groups, self._measurement if is_measured else None, self.partitions, self.make_step)
+        measurement = self._measurement if is_measured else None
+        return Update(groups, measurement, self.partitions, self.make_step, self.buffers)
 
     def every_group(self) -> Sequence[dict[str, Any]]:
         """Return the param groups, also while DeepSpeed's ZeRO shows one of them at a time."""

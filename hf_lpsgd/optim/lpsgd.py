@@ -10,10 +10,13 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .base import LpOptimizer
+from .kernels.rounding import FLOAT8
+from .kernels.torch_ops import convert_momentum
 from .options import MOMENTUM, MOMENTUM_DTYPE, OF_LPSGD
+from .update import MOMENTUM_UNIT
 
 # None stands for the dtype of the parameter.
-_DTYPES = {None: None, "bfloat16": torch.bfloat16, "float32": torch.float32}
+_DTYPES = {None: None, "bfloat16": torch.bfloat16, "float32": torch.float32, "float8": FLOAT8}
 
 
 class LPSGD(LpOptimizer):
@@ -78,8 +81,10 @@ class LPSGDM(LpOptimizer):
             relative to r. `"auto"` measures r over the warm-up of the LR scheduler that p is tied to, at least over
             20 updates, and then freezes it, as a number in the param groups. The first update only measures, and
             changes no parameter. Weight decay is not scaled.
-        momentum_dtype: dtype in which the momentum is kept, "bfloat16" or "float32", or None for that of the
-            parameter. The arithmetic is in float32, and the momentum is rounded when it is stored.
+        momentum_dtype: dtype in which the momentum is kept, "bfloat16", "float32" or "float8", or None for that of the
+            parameter. The arithmetic is in float32, and the momentum is rounded when it is stored. "float8" takes a
+            byte, is always rounded stochastically, and needs `grad_rms`, in whose size it counts: `momentum_buffer`
+            has the bits of `torch.float8_e5m2` as uint8, and `momentum_unit` in the param group what 1 stands for.
         rounding: how parameters and momentum in bfloat16 or float16 are rounded: "nearest", or "stochastic", up or
             down at random so that the mean is exact. With it, changes far below the precision of a parameter are not
             lost. It has no effect on float32 and float64.
@@ -92,7 +97,8 @@ class LPSGDM(LpOptimizer):
 
     Raises:
         ValueError: an option of the constructor or of a param group is out of range, a parameter is complex, or
-            `fused` is True and there is no fused implementation for a parameter's device.
+            `fused` is True and there is no fused implementation for a parameter's device, or `momentum_dtype` is
+            "float8" without `grad_rms`.
     """
 
     options = (*LPSGD.options, MOMENTUM, MOMENTUM_DTYPE)
@@ -107,7 +113,7 @@ class LPSGDM(LpOptimizer):
         weight_decay: float = 0.0,
         *,
         grad_rms: float | Literal["auto"] | None = None,
-        momentum_dtype: torch.dtype | Literal["bfloat16", "float32"] | None = None,
+        momentum_dtype: torch.dtype | Literal["bfloat16", "float32", "float8"] | None = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         rounding_seed: int = 0,
         maximize: bool = False,
@@ -121,16 +127,16 @@ class LPSGDM(LpOptimizer):
 
     def buffers(self, group: dict[str, Any], params: Sequence[Tensor]) -> list[Tensor]:
         """Return the momentum buffers of `params`, made where there are none yet."""
-        buffers = []
+        buffers, unit = [], group.get(MOMENTUM_UNIT, 1.0)
         named = _DTYPES[group["momentum_dtype"]]
         for param in params:
             state, dtype = self.state[param], named or param.dtype
             buffer = state.get("momentum_buffer")
-            if buffer is None:
-                state["momentum_buffer"] = buffer = torch.zeros_like(param, dtype=dtype)
-            elif buffer.dtype is not dtype:  # the option was changed
-                state["momentum_buffer"] = buffer = buffer.to(dtype)
-            buffers.append(buffer)
+            if buffer is None or buffer.dtype is not dtype:
+                state["momentum_buffer"] = torch.zeros_like(param, dtype=dtype)
+                if buffer is not None:  # the option was changed
+                    convert_momentum(buffer, state["momentum_buffer"], unit, unit)
+            buffers.append(state["momentum_buffer"])
         return buffers
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -152,5 +158,7 @@ class LPSGDM(LpOptimizer):
             for identity, param in zip(saved["params"], group["params"], strict=True):
                 buffer = state_dict["state"].get(identity, {}).get("momentum_buffer")
                 dtype = _DTYPES[group["momentum_dtype"]] or param.dtype
+                if buffer is not None and FLOAT8 in (buffer.dtype, dtype):
+                    dtype = buffer.dtype  # the next step converts what is not of the right one
                 if buffer is not None and dtype != param.dtype:
                     self.state[param]["momentum_buffer"] = buffer.to(device=param.device, dtype=dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,11 +16,15 @@ from ..notices import warn_user
 from .kernels.hyperparameters import OF_STEP, Hyperparameters, hyperparameters
 from .kernels.rounding import ROUNDED, Key, key_of_step
 from .kernels.tensors import PLAIN_TENSOR_TYPES, SumOfSquares
-from .measurement import Measurement, is_measuring
+from .kernels.torch_ops import convert_momentum
+from .measurement import Measurement, is_measuring, reference_size
+from .options import check_together
 from .shards import Partitions, add_up, groups_of
 
-# In a param group with rounding="stochastic": the number of its updates so far, on which the random numbers depend.
+# In a param group with stochastic rounding: the number of its updates so far, on which the random numbers depend.
 ROUNDED_STEPS = "rounded_steps"
+# In one with momentum_dtype="float8": the power of two in which its momentum counts; 0 until the gradient is measured.
+MOMENTUM_UNIT = "momentum_unit"
 
 Groups = Sequence[dict[str, Any]]
 
@@ -91,13 +96,21 @@ class Update:
     measurement: Measurement | None  # if it is to be measured
     partitions: Partitions | None
     make_step: Callable[[Call, Hyperparameters, Sequence[int]], None]  # as LpOptimizer has it
+    buffers: Callable[[dict[str, Any], Sequence[Tensor]], Sequence[Tensor] | None]  # likewise
     _squares: defaultdict[Any, SumOfSquares] = field(default_factory=lambda: defaultdict(SumOfSquares))
     _rounded: dict[int, dict[str, Any]] = field(default_factory=dict)  # the groups rounded stochastically, by their id
+    _units: list[tuple[dict[str, Any], Tensor, float]] = field(default_factory=list)  # those of single momenta
     _device: torch.device | None = None
 
     def apply(self, call: Call) -> None:
         """Update the parameters of a call."""
         group, before = call.group, 0
+        if group.get("momentum_dtype") == "float8" and not group.get(MOMENTUM_UNIT):
+            check_together(group)
+            group[MOMENTUM_UNIT] = _power_of_two(reference_size(group))
+            if not group[MOMENTUM_UNIT]:
+                self._apply_one_by_one(call)
+                return
         options = {name: group[name] for name in OF_STEP if name in group} | {"rounding": None}
         parts: Iterable[tuple[Call, SumOfSquares | None]] = [(call, None)]
         if self.measurement is not None and is_measuring(group):
@@ -105,9 +118,9 @@ class Update:
             options["grad_rms"] = self.measurement.size
             if self.measurement.size is None:  # nothing is known yet, so the first update only measures
                 options["lr"] = 0.0
-        if group.get("rounding") == "stochastic":
+        if _is_rounded(group):
             before = sum(len(other["params"]) for other in takewhile(lambda other: other is not group, self.groups))
-            options["rounding"] = _key(group)
+            options |= {"rounding": _key(group), "rounds_params": group.get("rounding") == "stochastic"}
             self._rounded[id(group)] = group
         for part, squares in parts:
             numbers = [before + index for index in part.indices] if before else part.indices
@@ -125,6 +138,20 @@ class Update:
             self._squares[(self.partitions.group,)]  # makes it: the other processes wait for this one
         sums = [add_up(key, part.total(), part.count, self._device) for key, part in self._squares.items()]
         self.measurement.end(self.groups, sum(squares for squares, _ in sums), sum(count for _, count in sums))
+        for group, param, unit in self._units:
+            group[MOMENTUM_UNIT] = found = _power_of_two(reference_size(group))
+            for buffer in self.buffers(group, [param]) or ():  # of gradients without a size, nothing is kept
+                convert_momentum(buffer, buffer, unit if found else 0.0, found or 1.0)
+
+    def _apply_one_by_one(self, call: Call) -> None:
+        """Update each parameter with a unit of its own for its momentum, until the end of the update finds theirs."""
+        for param, grad, index in zip(*call[1:], strict=True):
+            local = grad.to_local() if hasattr(grad, "to_local") else grad
+            largest = float(max(map(abs, torch.aminmax(local)))) if local.numel() else 0.0
+            unit = call.group[MOMENTUM_UNIT] = _power_of_two(largest * 2.0**-12) or 1.0  # with room for larger ones
+            self._units.append((call.group, param, unit))
+            self.apply(Call(call.group, [param], [grad], [index]))
+        call.group[MOMENTUM_UNIT] = 0.0
 
     def _by_shards(self, call: Call) -> Iterator[tuple[Call, SumOfSquares]]:
         """Divide a call by the processes over which squares are added up."""
@@ -137,6 +164,25 @@ class Update:
             if self.partitions is not None:
                 self._squares[key].count -= sum(self.partitions.padding.get(id(param), 0) for param in params)
             yield Call(call.group, params, grads, indices), self._squares[key]  # type: ignore[arg-type]
+
+
+def prepare_rounding(group: dict[str, Any]) -> None:
+    """Write into a new group what its rounding needs, from the start, so that every kind of checkpoint finds it."""
+    if _is_rounded(group):
+        group.setdefault(ROUNDED_STEPS, 0)
+    if group.get("momentum_dtype") == "float8":
+        group.setdefault(MOMENTUM_UNIT, 0.0)
+
+
+def _is_rounded(group: dict[str, Any]) -> bool:
+    return group.get("rounding") == "stochastic" or group.get("momentum_dtype") == "float8"
+
+
+def _power_of_two(size: float | None) -> float:
+    """Return the power of two below a size, or 0 where there is none."""
+    if size is None or not 0.0 < size < math.inf:
+        return 0.0
+    return 2.0 ** min(max(math.frexp(size)[1] - 1, -100), 80)
 
 
 def _key(group: dict[str, Any]) -> Key:
@@ -152,9 +198,10 @@ def _key(group: dict[str, Any]) -> Key:
 def _notice_no_effect(groups: Groups) -> None:
     """Warn if none of the groups that are to be rounded stochastically holds anything that is rounded."""
     if not any(
-        group.get("momentum_dtype") == "bfloat16" or any(param.dtype in ROUNDED for param in group["params"])
+        group.get("momentum_dtype") in ("bfloat16", "float8")
+        or any(param.dtype in ROUNDED for param in group["params"])
         for group in groups
-        if group.get("rounding") == "stochastic"
+        if _is_rounded(group)
     ):
         warn_user(
             "rounding='stochastic' has no effect here: neither parameters nor momentum are bfloat16 or float16. Mixed "

@@ -8,7 +8,7 @@ import torch
 
 from hf_lpsgd.optim.kernels import cuda
 
-SCALARS = ("grad_weight", "rho", "eps", "weight_decay", "sign", "lr_scale", "bound")
+SCALARS = ("grad_weight", "rho", "eps", "weight_decay", "sign", "lr_scale", "bound", "momentum_unit")
 
 
 @pytest.fixture
@@ -26,6 +26,7 @@ def compile_kernel(load_kernel):
             "LR_IS_TENSOR": lr.startswith("*"),
             "MEASURE": measure,
             "STOCHASTIC": stochastic,
+            "ROUNDS_PARAMS": param != "float32",
             "BLOCK": cuda.BLOCK,
         }
         signature = {"table": "*i64", "tensor_of_block": "*i32", "lr": lr, **dict.fromkeys(SCALARS, "fp32")}

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from .hyperparameters import NUMBERS, Hyperparameters
-from .rounding import key_of_parameter
+from .rounding import FLOAT8, key_of_parameter
 from .tensors import Tensors
 
-_INTERFACE = 800 + len(NUMBERS)
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_INTERFACE = 900 + len(NUMBERS)
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, FLOAT8: 3}
 _OPENMP = ("GOMP_parallel", "omp_get_num_threads", "omp_get_thread_num")
 _INSTALL = "install a C++ compiler (apt install g++), then in a clone: pip install --force-reinstall --no-deps ."
 
@@ -82,7 +82,7 @@ def _most_threads() -> int:
 
 
 def supports(device: torch.device, *dtypes: torch.dtype | None) -> bool:
-    return {*dtypes} <= {None, *_DTYPES}
+    return {*dtypes} <= {None, *_DTYPES} and FLOAT8 not in dtypes[:2]
 
 
 def step(tensors: Tensors, hyper: Hyperparameters) -> bool:
@@ -95,7 +95,8 @@ def step(tensors: Tensors, hyper: Hyperparameters) -> bool:
     key, squares = hyper.rounding, hyper.squares
     words = () if key is None else [word for number in tensors.numbers for word in key_of_parameter(key, number)]
     lr = float(hyper.lr)
-    options = (lr * hyper.lr_scale, 1.0 - lr * hyper.weight_decay, *[getattr(hyper, name) for name in NUMBERS])
+    numbers = [getattr(hyper, name) for name in (*NUMBERS, "rounds_params")]
+    options = (lr * hyper.lr_scale, 1.0 - lr * hyper.weight_decay, *numbers)
     measured = ctypes.c_double()
     library.hf_lpsgd_step(
         len(tensors.params),

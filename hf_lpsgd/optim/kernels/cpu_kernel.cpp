@@ -16,7 +16,7 @@
 
 namespace {
 
-enum Dtype : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+enum Dtype : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat8 = 3 };
 // How the running mean is formed. Of the two ways to interpolate, the one with the smaller error, as torch.lerp does.
 enum Mean { kNoMomentum, kHeavyMomentum, kLightMomentum };
 
@@ -29,7 +29,8 @@ constexpr int64_t kPerThread = 32768;  // elements below which another thread co
 // As cpu.py gives them.
 struct Options {
   float lr, decay;                                              // of the update; of the parameter
-  float weight, rho, eps, weight_decay, sign, lr_scale, bound;  // NUMBERS in hyperparameters.py
+  float weight, rho, eps, weight_decay, sign, lr_scale, bound, momentum_unit;  // NUMBERS in hyperparameters.py
+  float rounds_params;                                          // by the random numbers, where there are any
 };
 
 // Elements of a parameter, its gradient and, if there is one, its buffer.
@@ -149,6 +150,17 @@ INLINE uint16_t to_bfloat16(float value, uint32_t random = 0) {
   return static_cast<uint16_t>((value != value ? 0x7fc00000u : rounded) >> 16);
 }
 
+// As float8 of the format e5m2, `value` in units of 1 / `per_unit`; rounded as in rounding.py.
+INLINE uint8_t to_float8(float value, float per_unit, int32_t random) {
+  const int32_t bits = as_bits(value), magnitude = bits & 0x7fffffff;
+  const float scaled = std::fabs(value * per_unit), distance = scaled < 0x1p-14f ? scaled : 0.0f;
+  const int32_t normal = (as_bits(scaled) - 0x38000000 + (random << 5)) >> 21;
+  const int32_t subnormal = (static_cast<int32_t>(distance * 0x1p32f) + random) >> 16;
+  const int32_t finite = scaled < 0x1p-14f ? subnormal : normal > 0x7b ? 0x7b : normal;
+  const int32_t special = magnitude > 0x7f800000 ? 0x7e : 0x7c;
+  return static_cast<uint8_t>((magnitude >= 0x7f800000 ? special : finite) | ((bits >> 24) & 0x80));
+}
+
 // Random numbers of 16 bits for `size` elements from the place `start` on, which is even; as in rounding.py.
 INLINE void draw(const uint32_t* key, int64_t start, int64_t size, uint16_t* numbers) {
   const uint32_t first = static_cast<uint32_t>(start) / 2, key0 = key[0], key1 = key[1];
@@ -167,7 +179,8 @@ INLINE void draw(const uint32_t* key, int64_t start, int64_t size, uint16_t* num
 }
 
 // Elements as float32: in place where that is possible, else converted into `scratch`.
-INLINE float* open(void* data, int32_t dtype, int64_t start, int64_t size, float* scratch) {
+INLINE float* open(void* data, int32_t dtype, int64_t start, int64_t size, float* scratch, float unit = 1.0f) {
+  const uint8_t* bytes = static_cast<const uint8_t*>(data) + start;
   float* floats = static_cast<float*>(data) + start;
   const uint16_t* halves = static_cast<const uint16_t*>(data) + start;
   if (dtype == kFloat32 && size % kLanes == 0) return floats;
@@ -175,6 +188,8 @@ INLINE float* open(void* data, int32_t dtype, int64_t start, int64_t size, float
     for (int64_t i = 0; i < size; ++i) scratch[i] = floats[i];
   } else if (dtype == kBFloat16) {
     for (int64_t i = 0; i < size; ++i) scratch[i] = as_float(halves[i] << 16);
+  } else if (dtype == kFloat8) {
+    for (int64_t i = 0; i < size; ++i) scratch[i] = from_float16(static_cast<uint16_t>(bytes[i] << 8)) * unit;
   } else {
     for (int64_t i = 0; i < size; ++i) scratch[i] = from_float16(halves[i]);
   }
@@ -183,11 +198,15 @@ INLINE float* open(void* data, int32_t dtype, int64_t start, int64_t size, float
 }
 
 // Where random numbers were `drawn`, they round the values.
-INLINE void close(void* data, int32_t dtype, int64_t start, int64_t size, const float* opened, const uint16_t* drawn) {
+INLINE void close(void* data, int32_t dtype, int64_t start, int64_t size, const float* opened, const uint16_t* drawn,
+                  float per_unit = 1.0f) {
+  uint8_t* bytes = static_cast<uint8_t*>(data) + start;
   float* floats = static_cast<float*>(data) + start;
   uint16_t* halves = static_cast<uint16_t*>(data) + start;
   if (dtype == kFloat32) {
     if (opened != floats) std::memcpy(floats, opened, size * sizeof(float));
+  } else if (dtype == kFloat8) {
+    for (int64_t i = 0; i < size; ++i) bytes[i] = to_float8(opened[i], per_unit, drawn[i]);
   } else if (dtype == kBFloat16 && drawn == nullptr) {
     for (int64_t i = 0; i < size; ++i) halves[i] = to_bfloat16<false>(opened[i]);
   } else if (dtype == kBFloat16) {
@@ -217,14 +236,15 @@ INLINE void update_piece(const Piece& piece, const int32_t* dtypes, const Option
     const int64_t padded = (size + kLanes - 1) / kLanes * kLanes;
     float* param = open(piece.param, dtypes[0], start, size, params);
     const float* grad = open(piece.grad, dtypes[1], start, size, grads);
-    float* buffer = piece.buffer == nullptr ? nullptr : open(piece.buffer, dtypes[2], start, size, buffers);
+    float* buffer = piece.buffer == nullptr ? nullptr
+                                            : open(piece.buffer, dtypes[2], start, size, buffers, options.momentum_unit);
     if (buffer == nullptr) update<kNoMomentum>(param, grad, buffer, padded, options);
     else if (options.weight < 0.5f) update<kHeavyMomentum>(param, grad, buffer, padded, options);
     else update<kLightMomentum>(param, grad, buffer, padded, options);
     if (squares != nullptr) *squares += sum_of_squares(buffer == nullptr ? grad : buffer, size);
     if (random != nullptr) draw(piece.key, start, size, drawn);
-    close(piece.param, dtypes[0], start, size, param, random);
-    if (buffer != nullptr) close(piece.buffer, dtypes[2], start, size, buffer, random);
+    close(piece.param, dtypes[0], start, size, param, options.rounds_params != 0.0f ? random : nullptr);
+    if (buffer != nullptr) close(piece.buffer, dtypes[2], start, size, buffer, random, 1.0f / options.momentum_unit);
   }
 }
 
@@ -295,7 +315,7 @@ int64_t cut(int64_t bound, int64_t first, int64_t size) {
 extern "C" {
 
 // Changes whenever a signature below does, so that a library built from other sources is not called.
-int32_t hf_lpsgd_interface() { return 800 + (sizeof(Options) / sizeof(float)) - 2; }
+int32_t hf_lpsgd_interface() { return 900 + (sizeof(Options) / sizeof(float)) - 3; }
 
 void hf_lpsgd_use_openmp(decltype(OpenMP::parallel) parallel, int (*team)(), int (*thread)()) {
   openmp = {parallel, team, thread};
@@ -312,7 +332,7 @@ const char* hf_lpsgd_instructions() { return implementation.instructions; }
 
 // Updates `count` dense tensors in place. `buffers` is null for LPSGD. `dtypes` are those of all parameters, gradients
 // and buffers. Unless `squares` is null, it gets the sum of the squares of the means, before they are cut off. Unless
-// `keys` is null, it has two words per tensor, and 16-bit parameters and buffers are rounded stochastically.
+// `keys` is null, it has two words per tensor, and what is narrower than float32 is rounded stochastically.
 void hf_lpsgd_step(int64_t count, void* const* params, void* const* grads, void* const* buffers, const int64_t* sizes,
                    const int32_t* dtypes, const uint32_t* keys, const Options* options, int32_t most_threads,
                    double* squares) {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .hyperparameters import NUMBERS, Hyperparameters
-from .rounding import signed
+from .rounding import FLOAT8, signed
 from .tensors import Tensors
 
 # Elements that one program of the kernel updates, and its warps. Each thread has 8 elements of each tensor in flight,
@@ -58,7 +58,8 @@ def supports(device: torch.device, *dtypes: torch.dtype | None) -> bool:
     # Older versions of triton cannot compile bfloat16 for older GPUs.
     if torch.bfloat16 in dtypes and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         return False
-    return {*dtypes} <= {None, torch.float32, torch.bfloat16, torch.float16}
+    supported = {None, torch.float32, torch.bfloat16, torch.float16}
+    return {*dtypes[:2]} <= supported and {*dtypes[2:]} <= {*supported, FLOAT8}
 
 
 def step(tensors: Tensors, hyper: Hyperparameters) -> bool:
@@ -86,7 +87,7 @@ def step(tensors: Tensors, hyper: Hyperparameters) -> bool:
             return False
         measured = table if squares is None else torch.empty(len(tensor_of_block), dtype=torch.float32, device=device)
         dtypes = [kernel.DTYPES[dtype] for dtype in tensors.dtypes]
-        flags = (isinstance(lr, Tensor), squares is not None, key is not None)
+        flags = (isinstance(lr, Tensor), squares is not None, key is not None, hyper.rounds_params)
         pointers = (table, tensor_of_block, measured, *map(signed, key or (0, 0)), lr)
         launch = kernel.lp_step[(len(tensor_of_block),)]
         launch(*pointers, *dtypes, *flags, **numbers, BLOCK=BLOCK, num_warps=NUM_WARPS)

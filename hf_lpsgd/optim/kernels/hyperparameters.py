@@ -27,12 +27,14 @@ class Hyperparameters(NamedTuple):
     sign: float = 1.0  # -1 to ascend
     lr_scale: float = 1.0  # the learning rate of the update over that of the decay
     bound: float = math.inf  # magnitude at which the gradient, or its average, is cut off for the update
+    momentum_unit: float = 1.0  # of a momentum in float8, a power of two
     squares: SumOfSquares | None = None  # gathers those of the gradient, or of its average, before the cut
-    rounding: Key | None = None  # of the step; None rounds to nearest
+    rounding: Key | None = None  # of the step; None rounds to nearest, which a momentum in float8 never is
+    rounds_params: bool = True  # whether `rounding` is for the parameters too
 
 
 # What the compiled kernels take beside the learning rate. cpu_kernel.cpp has them in this order.
-NUMBERS = tuple(name for name in Hyperparameters._fields if name not in ("lr", "squares", "rounding"))
+NUMBERS = tuple(name for name in Hyperparameters._fields if name not in ("lr", "squares", "rounding", "rounds_params"))
 
 
 def hyperparameters(
@@ -45,16 +47,18 @@ def hyperparameters(
     maximize: bool = False,
     grad_rms: float | None = None,
     squares: SumOfSquares | None = None,
+    momentum_unit: float = 1.0,
     rounding: Key | None = None,
+    rounds_params: bool = True,
 ) -> Hyperparameters:
     """Turn the options of a step into the numbers that the implementations read."""
-    rho, sign = float((p - 2.0) / (p - 1.0)), -1.0 if maximize else 1.0
-    if grad_rms is None:
-        return Hyperparameters(lr, 1 - momentum, rho, eps, weight_decay, sign, squares=squares, rounding=rounding)
-    bound = SATURATION * grad_rms
-    # m/bound / (|m|/bound)^rho is m / |m|^rho times bound^(rho - 1).
-    lr_scale, eps = MOST_MOVED * bound ** (rho - 1.0), eps * grad_rms
-    return Hyperparameters(lr, 1 - momentum, rho, eps, weight_decay, sign, lr_scale, bound, squares, rounding)
+    rho, sign, lr_scale, bound = float((p - 2.0) / (p - 1.0)), -1.0 if maximize else 1.0, 1.0, math.inf
+    if grad_rms is not None:
+        bound = SATURATION * grad_rms
+        # m/bound / (|m|/bound)^rho is m / |m|^rho times bound^(rho - 1).
+        lr_scale, eps = MOST_MOVED * bound ** (rho - 1.0), eps * grad_rms
+    numbers = (lr, 1 - momentum, rho, eps, weight_decay, sign, lr_scale, bound, momentum_unit)
+    return Hyperparameters(*numbers, squares, rounding, rounds_params)
 
 
 # The options that a step depends on, by the names that they have in a param group.

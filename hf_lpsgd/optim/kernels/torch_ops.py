@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .hyperparameters import Hyperparameters
-from .rounding import ROUNDED, key_of_parameter, random_numbers, rounded
+from .rounding import FLOAT8, ROUNDED, TO_NEAREST, from_float8, key_of_parameter, random_numbers, rounded
 from .tensors import Block, Tensors, blocks
 
 # Elements of a block. On a CPU a temporary takes 1 MiB. On an accelerator a block is large enough to fill the device,
@@ -50,12 +50,12 @@ def _update(batch: list[Block], hyper: Hyperparameters, foreach: bool) -> None:
         # Not a foreach call on one tensor: torch.vmap maps none, and on CUDA they may round otherwise.
         return [getattr(first[0], operation)(*(o[0] if isinstance(o, list) else o for o in others), **options)]
 
-    def write(targets: list[Tensor], values: list[Tensor]) -> None:
-        if hyper.rounding is None or targets[0].dtype not in ROUNDED:
+    def write(targets: list[Tensor], values: list[Tensor], is_rounded: bool = True) -> None:
+        if hyper.rounding is None or not is_rounded or targets[0].dtype not in ROUNDED:
             apply("copy_", targets, values)
             return
         for target, value, numbers in zip(targets, values, random, strict=True):
-            target.copy_(rounded(value, numbers, target.dtype))
+            target.copy_(rounded(value, numbers, target.dtype, hyper.momentum_unit))
 
     params, grads, *momentum = (list(column) for column in zip(*(block.tensors for block in batch), strict=True))
     dtype = torch.float64 if params[0].dtype == torch.float64 else torch.float32
@@ -66,7 +66,8 @@ def _update(batch: list[Block], hyper: Hyperparameters, foreach: bool) -> None:
     if hyper.sign < 0:
         means = list(apply("neg", means))
     for buffers in momentum:
-        grads, means = means, [buffer.to(dtype) for buffer in buffers]
+        is_float8, unit = buffers[0].dtype == FLOAT8, hyper.momentum_unit
+        grads, means = means, [from_float8(one, unit, dtype) if is_float8 else one.to(dtype) for one in buffers]
         apply("lerp_", means, grads, hyper.grad_weight)
         if buffers[0].dtype != dtype:
             write(buffers, means)
@@ -94,4 +95,11 @@ def _update(batch: list[Block], hyper: Hyperparameters, foreach: bool) -> None:
                 scale.log2_().mul_(-hyper.rho).exp2_()
         apply("addcmul_", thetas, means, scales, value=-update_lr)
     if params[0].dtype != dtype:
-        write(params, thetas)
+        write(params, thetas, hyper.rounds_params)
+
+
+def convert_momentum(source: Tensor, target: Tensor, unit: float, target_unit: float) -> None:
+    """Copy a momentum into one of any dtype, rounded to the nearest; those in float8 count in these units."""
+    for (one, other), *_ in blocks(Tensors([source], [target], None, [0]).local(), _CPU_BLOCK):
+        values = from_float8(one, unit, torch.float32) if one.dtype == FLOAT8 else one
+        other.copy_(rounded(values, TO_NEAREST, FLOAT8, target_unit) if other.dtype == FLOAT8 else values)

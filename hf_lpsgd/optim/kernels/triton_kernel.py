@@ -4,7 +4,10 @@ import torch
 import triton
 import triton.language as tl
 
+from .rounding import FLOAT8
+
 DTYPES = {None: None, torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+DTYPES[FLOAT8] = tl.uint8
 
 
 # fmt: off
@@ -12,8 +15,8 @@ DTYPES = {None: None, torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, to
 def lp_step(
     table, tensor_of_block, squares, key0, key1, lr,
     PARAM_DTYPE: tl.constexpr, GRAD_DTYPE: tl.constexpr, BUFFER_DTYPE: tl.constexpr,
-    LR_IS_TENSOR: tl.constexpr, MEASURE: tl.constexpr, STOCHASTIC: tl.constexpr,
-    grad_weight, rho, eps, weight_decay, sign, lr_scale, bound, BLOCK: tl.constexpr,
+    LR_IS_TENSOR: tl.constexpr, MEASURE: tl.constexpr, STOCHASTIC: tl.constexpr, ROUNDS_PARAMS: tl.constexpr,
+    grad_weight, rho, eps, weight_decay, sign, lr_scale, bound, momentum_unit, BLOCK: tl.constexpr,
 ):
     """Update one block of one tensor.
 
@@ -21,7 +24,8 @@ def lp_step(
     of elements, the number of the first block, whether all addresses are multiples of 16, and the number of the
     parameter in its optimizer. `tensor_of_block` gives the row of each block. BUFFER_DTYPE is None for LPSGD. With
     MEASURE, the sum of the squares of a block's means, or for LPSGD of its gradients, goes to `squares`. With
-    STOCHASTIC, what is stored in 16 bits is rounded as in rounding.py; `key0` and `key1` are those of the step.
+    STOCHASTIC, the momentum, and with ROUNDS_PARAMS the parameter, is rounded as in rounding.py; `key0` and `key1` are
+    those of the step. float8 is taken as integers, so no GPU needs to know it.
     """
     block = tl.program_id(0)
     row = table + tl.load(tensor_of_block + block) * 7
@@ -41,14 +45,14 @@ def lp_step(
         _update(
             tl.multiple_of(param, 16), tl.multiple_of(grad, 16), tl.multiple_of(buffer, 16),
             start, remaining, squares + block, key0, key1,
-            lr, grad_weight, rho, eps, weight_decay, sign, lr_scale, bound,
-            BUFFER_DTYPE is not None, MEASURE, STOCHASTIC, True, BLOCK,
+            lr, grad_weight, rho, eps, weight_decay, sign, lr_scale, bound, momentum_unit,
+            BUFFER_DTYPE is not None, MEASURE, STOCHASTIC, ROUNDS_PARAMS, True, BLOCK,
         )
     else:
         _update(
             param, grad, buffer, start, remaining, squares + block, key0, key1,
-            lr, grad_weight, rho, eps, weight_decay, sign, lr_scale, bound,
-            BUFFER_DTYPE is not None, MEASURE, STOCHASTIC, False, BLOCK,
+            lr, grad_weight, rho, eps, weight_decay, sign, lr_scale, bound, momentum_unit,
+            BUFFER_DTYPE is not None, MEASURE, STOCHASTIC, ROUNDS_PARAMS, False, BLOCK,
         )
 # fmt: on
 
@@ -69,21 +73,33 @@ def _mix(word, key):
 
 
 @triton.jit
-def _rounded(value, random, DTYPE: tl.constexpr, STOCHASTIC: tl.constexpr):
-    """Return `value` as DTYPE, rounded to the nearest, or stochastically as in rounding.py where DTYPE has 16 bits."""
+def _rounded(value, random, DTYPE: tl.constexpr, STOCHASTIC: tl.constexpr, unit=1.0):
+    """Return `value` as DTYPE, rounded to the nearest, or stochastically as in rounding.py where DTYPE is narrow."""
     bits = value.to(tl.uint32, bitcast=True)
     if STOCHASTIC and DTYPE == tl.bfloat16:  # noqa: SIM300
         result = tl.where(value == value, bits + random, 0x7FC00000) >> 16
         return result.to(tl.uint16).to(tl.bfloat16, bitcast=True)
-    elif STOCHASTIC and DTYPE == tl.float16:  # noqa: SIM300
-        magnitude = bits & 0x7FFFFFFF
-        normal = (magnitude - 0x38000000 + (random >> 3)) >> 13
-        shift = tl.minimum(tl.maximum(112 - (magnitude >> 23).to(tl.int32), 0), 31).to(tl.uint32)
+    elif STOCHASTIC and DTYPE != tl.float32:  # noqa: SIM300
+        DROPPED: tl.constexpr = 13 if DTYPE == tl.float16 else 21  # noqa: SIM300
+        if DTYPE == tl.uint8:  # noqa: SIM300
+            # A division would not be exact; 1 / 2^e has the exponent -e.
+            unit = tl.full((), unit, tl.float32).to(tl.int32, bitcast=True)
+            value *= (0x7F000000 - unit).to(tl.float32, bitcast=True)
+        magnitude = value.to(tl.uint32, bitcast=True) & 0x7FFFFFFF
+        normal = (magnitude - 0x38000000 + ((random << 8) >> (24 - DROPPED))) >> DROPPED
+        shift = tl.minimum(tl.maximum(99 + DROPPED - (magnitude >> 23).to(tl.int32), 0), 31).to(tl.uint32)
         units = (((magnitude & 0x7FFFFF) | 0x800000) << 2) >> shift
         half = tl.where(magnitude < 0x38800000, (units + random) >> 16, normal)
-        half = tl.where(magnitude >= 0x47800000, 0x7C00, half)
-        half = tl.where(magnitude > 0x7F800000, 0x7E00, half)
-        return (half | ((bits >> 16) & 0x8000)).to(tl.uint16).to(tl.float16, bitcast=True)
+        if DTYPE == tl.uint8:  # noqa: SIM300
+            magnitude = bits & 0x7FFFFFFF
+            half = tl.where(magnitude == 0x7F800000, 0x7C, tl.minimum(half, 0x7B))
+            half = tl.where(magnitude > 0x7F800000, 0x7E, half)
+            result = (half | ((bits >> 24) & 0x80)).to(tl.uint8)
+        else:
+            half = tl.where(magnitude >= 0x47800000, 0x7C00, half)
+            half = tl.where(magnitude > 0x7F800000, 0x7E00, half)
+            result = (half | ((bits >> 16) & 0x8000)).to(tl.uint16).to(tl.float16, bitcast=True)
+        return result
     else:
         return value.to(DTYPE)
 
@@ -92,9 +108,9 @@ def _rounded(value, random, DTYPE: tl.constexpr, STOCHASTIC: tl.constexpr):
 @triton.jit
 def _update(
     params, grads, buffers, start, remaining, squares, key0, key1,
-    lr, grad_weight, rho, eps, weight_decay, sign, lr_scale, bound,
-    HAS_BUFFER: tl.constexpr, MEASURE: tl.constexpr, STOCHASTIC: tl.constexpr, WHOLE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    lr, grad_weight, rho, eps, weight_decay, sign, lr_scale, bound, momentum_unit,
+    HAS_BUFFER: tl.constexpr, MEASURE: tl.constexpr, STOCHASTIC: tl.constexpr, ROUNDS_PARAMS: tl.constexpr,
+    WHOLE: tl.constexpr, BLOCK: tl.constexpr,
 ):
     # fmt: on
     offsets = tl.arange(0, BLOCK)
@@ -108,11 +124,15 @@ def _update(
     param = tl.load(params, mask=mask).to(tl.float32)
     mean = sign * tl.load(grads, mask=mask).to(tl.float32)
     if HAS_BUFFER:
-        buffer = tl.load(buffers, mask=mask).to(tl.float32)
+        buffer = tl.load(buffers, mask=mask)
+        if buffers.dtype.element_ty == tl.uint8:
+            buffer = (buffer.to(tl.uint16) << 8).to(tl.float16, bitcast=True).to(tl.float32) * momentum_unit
+        buffer = buffer.to(tl.float32)
         # Of the two ways to interpolate, the one with the smaller error, as torch.lerp does.
         change = mean - buffer
         mean = tl.where(grad_weight < 0.5, buffer + grad_weight * change, mean - (1.0 - grad_weight) * change)
-        tl.store(buffers, _rounded(mean, random, buffers.dtype.element_ty, STOCHASTIC), mask=mask)
+        rounded = _rounded(mean, random, buffers.dtype.element_ty, STOCHASTIC, momentum_unit)
+        tl.store(buffers, rounded, mask=mask)
     if MEASURE:
         square = mean * mean if WHOLE else tl.where(offsets < remaining, mean * mean, 0.0)
         tl.store(squares, tl.reduce(square, 0, _add))
@@ -135,4 +155,4 @@ def _update(
     scale = tl.exp2(-rho * exponent.to(tl.float32) - rho * (log2 * z))
     scale = tl.where((magnitude > 3.4028234663852886e38) & (rho > 0.0), 0.0, scale)
     param = (1.0 - lr * weight_decay) * param - (lr * lr_scale * mean) * scale
-    tl.store(params, _rounded(param, random, params.dtype.element_ty, STOCHASTIC), mask=mask)
+    tl.store(params, _rounded(param, random, params.dtype.element_ty, STOCHASTIC and ROUNDS_PARAMS), mask=mask)
