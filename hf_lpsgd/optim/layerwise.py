@@ -25,7 +25,8 @@ def step_in_backward(optimizer: LpOptimizer) -> StepInBackward:
     until the handle is removed; `with step_in_backward(optimizer):` removes it however the loop ends. In a Trainer,
     and after it, only that of a training step does.
 
-    Accumulation over several backward passes and more than one process are refused when they are found. Leave out
+    Accumulation over several backward passes, and processes that do not share the parameters out by `fully_shard`
+    (FSDP2; make the optimizer after it), are refused when they are found. Leave out
     gradient clipping and the loss scaling of float16: `clip_grad_norm_` finds no gradients, and does nothing. A model
     compiled by torch.compile is trained rightly, but holds all of its gradients before it hands over the first.
 
@@ -38,8 +39,8 @@ def step_in_backward(optimizer: LpOptimizer) -> StepInBackward:
     Raises:
         TypeError: it is another optimizer.
         ValueError: it, or another optimizer of one of its parameters, makes its step in the backward pass already.
-        RuntimeError: raised by a later `backward()` that finds a parameter updated since the last `step()`, or more
-            than one process.
+        RuntimeError: raised by a later `backward()` that finds a parameter updated since the last `step()`, or
+            processes that average gradients afterwards, as DDP's do.
     """
     return StepInBackward(optimizer)
 
@@ -139,10 +140,14 @@ class StepInBackward(AbstractContextManager["StepInBackward"]):
     def _begun(self) -> Update:
         """Return the present update; begin it if there is none."""
         if self._update is None:
-            if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            processes = (
+                distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+            )
+            if processes > 1 and not all(hasattr(param, "device_mesh") for param in self._handles):
                 raise RuntimeError(
-                    f"A step in the backward pass cannot train with {distributed.get_world_size()} processes: they "
-                    "average their gradients afterwards. Use the ordinary step, or one process."
+                    f"A step in the backward pass cannot train with {processes} processes: they average their "
+                    "gradients afterwards, but for those of FSDP2 (fully_shard). Use it, the ordinary step, or one "
+                    "process."
                 )
             self._update = self._optimizer.begin_update()
             groups = self._optimizer.param_groups

@@ -31,7 +31,7 @@ def test_zero_trains_as_ddp_does(engine, ranks):
 def test_zero_trains_with_float8_nearly_as_ddp_does(engine, ranks):
     ddp, zero = (ranks.train(name, arguments=IN_FLOAT8) for name in ("multi_gpu", engine))
     # Other partitions draw other random numbers: 8 steps of at most 1.5e-3 differ where a momentum changes its sign.
-    assert 0 < zero.change_difference(ddp, ranks.run("write_start", 1).weights) < 0.1
+    assert 0 < zero.change_difference(ddp, ranks.run("write_start", 1).weights) < 0.25
     assert zero.logged("grad_rms") == pytest.approx(ddp.logged("grad_rms"), rel=1e-2)
 
 
