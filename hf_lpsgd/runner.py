@@ -15,11 +15,12 @@ from importlib.machinery import SourceFileLoader, SourcelessFileLoader
 from types import ModuleType, TracebackType
 from typing import Any, NoReturn
 
-USAGE = "usage: python -m hf_lpsgd SCRIPT [ARGUMENT ...] | -m MODULE [ARGUMENT ...] | --env\n"
+USAGE = "usage: python -m hf_lpsgd SCRIPT [ARGUMENT ...] | -m MODULE [ARGUMENT ...] | --env | --memory MODEL\n"
 
 HELP = f"""{USAGE}
 Run a Python script, directory, zip file or module, unchanged, with "lpsgd" and "lpsgdm" registered with
 the transformers Trainer. --env prints the versions and devices that a bug report needs.
+--memory prints how much memory a model, named by its folder or config.json, takes with each optimizer.
 
 examples:
   python -m hf_lpsgd train.py --optim lpsgdm --optim_args p_max=20,p_schedule=cosine
@@ -38,6 +39,11 @@ def main() -> None:
         from hf_lpsgd.environment import describe_environment
 
         print(describe_environment())
+        return
+    if program == "--memory":
+        from hf_lpsgd.memory import describe_memory
+
+        print(describe_memory(arguments))
         return
     is_module = program.startswith("-m")
     if is_module:

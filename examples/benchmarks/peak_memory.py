@@ -46,9 +46,11 @@ OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], bool]] = {
     "Adafactor": (partial(Adafactor, lr=1e-6, scale_parameter=False, relative_step=False), False),
     "LPSGDM": (partial(LPSGDM, **AUTO), False),
     "LPSGDM, bfloat16 momentum": (partial(LPSGDM, momentum_dtype="bfloat16", **AUTO), False),
+    "LPSGDM, float8 momentum": (partial(LPSGDM, momentum_dtype="float8", **AUTO), False),
     "LPSGD": (partial(LPSGD, **AUTO), False),
     "LPSGDM, layerwise": (partial(LPSGDM, **AUTO), True),
     "LPSGDM, layerwise, bfloat16 momentum": (partial(LPSGDM, momentum_dtype="bfloat16", **AUTO), True),
+    "LPSGDM, layerwise, float8 momentum": (partial(LPSGDM, momentum_dtype="float8", **AUTO), True),
     "LPSGD, layerwise": (partial(LPSGD, **AUTO), True),
 }
 
