@@ -212,13 +212,14 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default=best, help="default here: %(default)s")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
+    parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS), help="default: all")
     args = parser.parse_args()
     if args.device == "cuda" and best != "cuda":
         parser.error("--device cuda: torch sees no GPU here; use --device cpu")
     make_folder(parser, "--output_dir", args.output_dir)
     device = torch.device(args.device)
     facts = provenance(Path(__file__).name, ("transformers", "lion-pytorch"), device)
-    cases = [(model, dtype, name) for model in args.models for dtype in args.dtypes for name in OPTIMIZERS]
+    cases = [(model, dtype, name) for model in args.models for dtype in args.dtypes for name in args.optimizers]
     results: dict[str, dict[str, dict[str, Any]]] = {}
     for model, dtype, name in tqdm(cases, unit="optimizer"):
         found = measure(model, name, getattr(torch, dtype), device)
