@@ -150,15 +150,19 @@ INLINE uint16_t to_bfloat16(float value, uint32_t random = 0) {
   return static_cast<uint16_t>((value != value ? 0x7fc00000u : rounded) >> 16);
 }
 
-// As float8 of the format e5m2, `value` in units of 1 / `per_unit`; rounded as in rounding.py.
-INLINE uint8_t to_float8(float value, float per_unit, int32_t random) {
+// float8 of the format e5m2, whose smallest normal number stands for `least`, a power of two; as in rounding.py.
+INLINE float from_float8(int8_t byte, float least) {
+  const int32_t magnitude = (byte & 0x7f) << 21, normal = magnitude + as_bits(least) - (1 << 23);
+  const int32_t finite = magnitude < 1 << 23 ? as_bits(as_float(magnitude + as_bits(least)) - least) : normal;
+  return as_float((magnitude >= 0x7c << 21 ? magnitude | 0x7f800000 : finite) | (byte & INT32_MIN));
+}
+
+INLINE uint8_t to_float8(float value, float least, int32_t random) {
   const int32_t bits = as_bits(value), magnitude = bits & 0x7fffffff;
-  const float scaled = std::fabs(value * per_unit), distance = scaled < 0x1p-14f ? scaled : 0.0f;
-  const int32_t normal = (as_bits(scaled) - 0x38000000 + (random << 5)) >> 21;
-  const int32_t subnormal = (static_cast<int32_t>(distance * 0x1p32f) + random) >> 16;
-  const int32_t finite = scaled < 0x1p-14f ? subnormal : normal > 0x7b ? 0x7b : normal;
-  const int32_t special = magnitude > 0x7f800000 ? 0x7e : 0x7c;
-  return static_cast<uint8_t>((magnitude >= 0x7f800000 ? special : finite) | ((bits >> 24) & 0x80));
+  const float size = std::fabs(value);
+  const int32_t above = size < least ? as_bits(size + least) - as_bits(least) : magnitude - as_bits(least) + (1 << 23);
+  const int32_t rounded = (above + (random << 5)) >> 21, special = magnitude > 0x7f800000 ? 0x7e : 0x7c;
+  return static_cast<uint8_t>((magnitude >= 0x7f800000 ? special : std::min(rounded, 0x7b)) | ((bits >> 24) & 0x80));
 }
 
 // Random numbers of 16 bits for `size` elements from the place `start` on, which is even; as in rounding.py.
@@ -173,14 +177,13 @@ INLINE void draw(const uint32_t* key, int64_t start, int64_t size, uint16_t* num
     word += key1;
     word *= 0xd35a2d97u;
     word ^= word >> 15;
-    numbers[2 * i] = static_cast<uint16_t>(word);
-    numbers[2 * i + 1] = static_cast<uint16_t>(word >> 16);
+    std::memcpy(numbers + 2 * i, &word, sizeof word);  // the lower half first, as processors have it
   }
 }
 
 // Elements as float32: in place where that is possible, else converted into `scratch`.
-INLINE float* open(void* data, int32_t dtype, int64_t start, int64_t size, float* scratch, float unit = 1.0f) {
-  const uint8_t* bytes = static_cast<const uint8_t*>(data) + start;
+INLINE float* open(void* data, int32_t dtype, int64_t start, int64_t size, float* scratch, float least = 0.0f) {
+  const int8_t* bytes = static_cast<const int8_t*>(data) + start;
   float* floats = static_cast<float*>(data) + start;
   const uint16_t* halves = static_cast<const uint16_t*>(data) + start;
   if (dtype == kFloat32 && size % kLanes == 0) return floats;
@@ -189,7 +192,7 @@ INLINE float* open(void* data, int32_t dtype, int64_t start, int64_t size, float
   } else if (dtype == kBFloat16) {
     for (int64_t i = 0; i < size; ++i) scratch[i] = as_float(halves[i] << 16);
   } else if (dtype == kFloat8) {
-    for (int64_t i = 0; i < size; ++i) scratch[i] = from_float16(static_cast<uint16_t>(bytes[i] << 8)) * unit;
+    for (int64_t i = 0; i < size; ++i) scratch[i] = from_float8(bytes[i], least);
   } else {
     for (int64_t i = 0; i < size; ++i) scratch[i] = from_float16(halves[i]);
   }
@@ -199,14 +202,14 @@ INLINE float* open(void* data, int32_t dtype, int64_t start, int64_t size, float
 
 // Where random numbers were `drawn`, they round the values.
 INLINE void close(void* data, int32_t dtype, int64_t start, int64_t size, const float* opened, const uint16_t* drawn,
-                  float per_unit = 1.0f) {
+                  float least = 0.0f) {
   uint8_t* bytes = static_cast<uint8_t*>(data) + start;
   float* floats = static_cast<float*>(data) + start;
   uint16_t* halves = static_cast<uint16_t*>(data) + start;
   if (dtype == kFloat32) {
     if (opened != floats) std::memcpy(floats, opened, size * sizeof(float));
   } else if (dtype == kFloat8) {
-    for (int64_t i = 0; i < size; ++i) bytes[i] = to_float8(opened[i], per_unit, drawn[i]);
+    for (int64_t i = 0; i < size; ++i) bytes[i] = to_float8(opened[i], least, drawn[i]);
   } else if (dtype == kBFloat16 && drawn == nullptr) {
     for (int64_t i = 0; i < size; ++i) halves[i] = to_bfloat16<false>(opened[i]);
   } else if (dtype == kBFloat16) {
@@ -230,6 +233,7 @@ INLINE void update_piece(const Piece& piece, const int32_t* dtypes, const Option
   alignas(64) float params[kTile + kApart], grads[kTile + kApart], buffers[kTile + kApart];
   alignas(64) uint16_t drawn[kTile + kLanes];
   const uint16_t* random = piece.key == nullptr ? nullptr : drawn;
+  const float least = options.momentum_unit * 0x1p-14f;
   for (int64_t start = piece.start, size; start < piece.end; start += size) {
     size = std::min(piece.end - start, kTile);
     if (size > kLanes) size -= size % kLanes;
@@ -237,14 +241,14 @@ INLINE void update_piece(const Piece& piece, const int32_t* dtypes, const Option
     float* param = open(piece.param, dtypes[0], start, size, params);
     const float* grad = open(piece.grad, dtypes[1], start, size, grads);
     float* buffer = piece.buffer == nullptr ? nullptr
-                                            : open(piece.buffer, dtypes[2], start, size, buffers, options.momentum_unit);
+                                            : open(piece.buffer, dtypes[2], start, size, buffers, least);
     if (buffer == nullptr) update<kNoMomentum>(param, grad, buffer, padded, options);
     else if (options.weight < 0.5f) update<kHeavyMomentum>(param, grad, buffer, padded, options);
     else update<kLightMomentum>(param, grad, buffer, padded, options);
     if (squares != nullptr) *squares += sum_of_squares(buffer == nullptr ? grad : buffer, size);
     if (random != nullptr) draw(piece.key, start, size, drawn);
     close(piece.param, dtypes[0], start, size, param, options.rounds_params != 0.0f ? random : nullptr);
-    if (buffer != nullptr) close(piece.buffer, dtypes[2], start, size, buffer, random, 1.0f / options.momentum_unit);
+    if (buffer != nullptr) close(piece.buffer, dtypes[2], start, size, buffer, random, least);
   }
 }
 

@@ -17,7 +17,6 @@ _MULTIPLIERS = (0x21F0AAAD, 0xD35A2D97)
 
 # A momentum in float8 has the bits of torch.float8_e5m2, as bytes: gloo, pickle and torch.equal know no float8.
 FLOAT8 = torch.uint8
-
 # The types that values are rounded to; wider ones hold what is computed as it is.
 ROUNDED = (torch.bfloat16, torch.float16, FLOAT8)
 
@@ -71,28 +70,36 @@ def signed(word: int) -> int:
     return word - (word >> 31 << 32)
 
 
-def rounded(values: Tensor, random: Tensor | int, dtype: torch.dtype, unit: float = 1.0) -> Tensor:
-    """`values` in `dtype`, one of `ROUNDED`, each rounded by its random number of 16 bits.
-
-    float8 counts in a `unit`, which is a power of two. What is finite stays so: it is cut off at 57,344 units.
-    """
+def rounded(values: Tensor, random: Tensor, dtype: torch.dtype) -> Tensor:
+    """`values` in `dtype`, one of `ROUNDED`, each rounded by its random number of 16 bits."""
     values = values.to(torch.float32)
-    bits = (values if dtype != FLOAT8 else values / unit).view(torch.int32)
+    bits = values.view(torch.int32)
     if dtype == torch.bfloat16:
         result = ((bits + random) >> 16).to(torch.int16).view(dtype)
         return torch.where(values.isnan(), torch.full_like(result, torch.nan), result)
-    # The exponents of both are those of float16; of the 23 bits of the fraction, 10 or 2 are kept.
-    dropped, magnitude = 21 if dtype == FLOAT8 else 13, bits & 0x7FFFFFFF
-    normal = (magnitude - 0x38000000 + (random << 8 >> (24 - dropped))) >> dropped
+    magnitude = bits & 0x7FFFFFFF
+    normal = (magnitude - 0x38000000 + (random >> 3)) >> 13
     # Of a subnormal number, 2^16 times its distance from zero in units of the last place.
-    units = ((magnitude & 0x7FFFFF | 0x800000) << 2) >> (99 + dropped - (magnitude >> 23)).clamp_(0, 31)
+    units = ((magnitude & 0x7FFFFF | 0x800000) << 2) >> (112 - (magnitude >> 23)).clamp_(0, 31)
     half = torch.where(magnitude < 0x38800000, (units + random) >> 16, normal)
-    if dtype == FLOAT8:
-        byte = torch.where(values.isinf(), 0x7C, half.clamp_(max=0x7B))
-        return (torch.where(values.isnan(), 0x7E, byte) | ((bits >> 24) & 0x80)).to(dtype)
     half = torch.where(magnitude >= 0x47800000, 0x7C00, half)
     half = torch.where(magnitude > 0x7F800000, 0x7E00, half)
     return (half | ((bits >> 16) & 0x8000)).to(torch.int16).view(dtype)
+
+
+def to_float8(values: Tensor, random: Tensor | int, unit: float) -> Tensor:
+    """`values` in float8, in units of a power of two, each rounded by its random number of 16 bits.
+
+    What is finite stays so: it is cut off at 57,344 units.
+    """
+    values = values.to(torch.float32)
+    scaled = (values / unit).abs()
+    # With the smallest normal number added, a subnormal one has its last place where that of others is.
+    is_subnormal = scaled < 2.0**-14
+    bits = torch.where(is_subnormal, scaled + 2.0**-14, scaled).view(torch.int32)
+    byte = (bits - torch.where(is_subnormal, 0x38800000, 0x38000000) + (random << 5)) >> 21
+    byte = torch.where(values.isinf(), 0x7C, byte.clamp_(max=0x7B))
+    return (torch.where(values.isnan(), 0x7E, byte) | ((values.view(torch.int32) >> 24) & 0x80)).to(FLOAT8)
 
 
 def from_float8(momentum: Tensor, unit: float, dtype: torch.dtype) -> Tensor:

@@ -73,35 +73,38 @@ def _mix(word, key):
 
 
 @triton.jit
-def _rounded(value, random, DTYPE: tl.constexpr, STOCHASTIC: tl.constexpr, unit=1.0):
-    """Return `value` as DTYPE, rounded to the nearest, or stochastically as in rounding.py where DTYPE is narrow."""
+def _rounded(value, random, DTYPE: tl.constexpr, STOCHASTIC: tl.constexpr):
+    """Return `value` as DTYPE, rounded to the nearest, or stochastically as in rounding.py where DTYPE has 16 bits."""
     bits = value.to(tl.uint32, bitcast=True)
     if STOCHASTIC and DTYPE == tl.bfloat16:  # noqa: SIM300
         result = tl.where(value == value, bits + random, 0x7FC00000) >> 16
         return result.to(tl.uint16).to(tl.bfloat16, bitcast=True)
-    elif STOCHASTIC and DTYPE != tl.float32:  # noqa: SIM300
-        DROPPED: tl.constexpr = 13 if DTYPE == tl.float16 else 21  # noqa: SIM300
-        if DTYPE == tl.uint8:  # noqa: SIM300
-            # A division would not be exact; 1 / 2^e has the exponent -e.
-            unit = tl.full((), unit, tl.float32).to(tl.int32, bitcast=True)
-            value *= (0x7F000000 - unit).to(tl.float32, bitcast=True)
-        magnitude = value.to(tl.uint32, bitcast=True) & 0x7FFFFFFF
-        normal = (magnitude - 0x38000000 + ((random << 8) >> (24 - DROPPED))) >> DROPPED
-        shift = tl.minimum(tl.maximum(99 + DROPPED - (magnitude >> 23).to(tl.int32), 0), 31).to(tl.uint32)
+    elif STOCHASTIC and DTYPE == tl.float16:  # noqa: SIM300
+        magnitude = bits & 0x7FFFFFFF
+        normal = (magnitude - 0x38000000 + (random >> 3)) >> 13
+        shift = tl.minimum(tl.maximum(112 - (magnitude >> 23).to(tl.int32), 0), 31).to(tl.uint32)
         units = (((magnitude & 0x7FFFFF) | 0x800000) << 2) >> shift
         half = tl.where(magnitude < 0x38800000, (units + random) >> 16, normal)
-        if DTYPE == tl.uint8:  # noqa: SIM300
-            magnitude = bits & 0x7FFFFFFF
-            half = tl.where(magnitude == 0x7F800000, 0x7C, tl.minimum(half, 0x7B))
-            half = tl.where(magnitude > 0x7F800000, 0x7E, half)
-            result = (half | ((bits >> 24) & 0x80)).to(tl.uint8)
-        else:
-            half = tl.where(magnitude >= 0x47800000, 0x7C00, half)
-            half = tl.where(magnitude > 0x7F800000, 0x7E00, half)
-            result = (half | ((bits >> 16) & 0x8000)).to(tl.uint16).to(tl.float16, bitcast=True)
-        return result
+        half = tl.where(magnitude >= 0x47800000, 0x7C00, half)
+        half = tl.where(magnitude > 0x7F800000, 0x7E00, half)
+        return (half | ((bits >> 16) & 0x8000)).to(tl.uint16).to(tl.float16, bitcast=True)
     else:
         return value.to(DTYPE)
+
+
+@triton.jit
+def _to_float8(value, random, unit):
+    """Return the bits of `value` in float8, as in rounding.py."""
+    bits = value.to(tl.uint32, bitcast=True)
+    # A division would not be exact; 1 / 2^e has the exponent -e.
+    exponent = 0x7F000000 - tl.full((), unit, tl.float32).to(tl.int32, bitcast=True)
+    scaled = tl.abs(value * exponent.to(tl.float32, bitcast=True))
+    least = tl.where(scaled < 6.103515625e-05, 0x38800000, 0x38000000)
+    scaled = tl.where(scaled < 6.103515625e-05, scaled + 6.103515625e-05, scaled)
+    byte = (scaled.to(tl.int32, bitcast=True) - least + (random << 5).to(tl.int32)) >> 21
+    byte = tl.where((bits & 0x7FFFFFFF) == 0x7F800000, 0x7C, tl.minimum(byte, 0x7B))
+    byte = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7E, byte)
+    return (byte | ((bits >> 24) & 0x80).to(tl.int32)).to(tl.uint8)
 
 
 # fmt: off
@@ -131,8 +134,10 @@ def _update(
         # Of the two ways to interpolate, the one with the smaller error, as torch.lerp does.
         change = mean - buffer
         mean = tl.where(grad_weight < 0.5, buffer + grad_weight * change, mean - (1.0 - grad_weight) * change)
-        rounded = _rounded(mean, random, buffers.dtype.element_ty, STOCHASTIC, momentum_unit)
-        tl.store(buffers, rounded, mask=mask)
+        if buffers.dtype.element_ty == tl.uint8:
+            tl.store(buffers, _to_float8(mean, random, momentum_unit), mask=mask)
+        else:
+            tl.store(buffers, _rounded(mean, random, buffers.dtype.element_ty, STOCHASTIC), mask=mask)
     if MEASURE:
         square = mean * mean if WHOLE else tl.where(offsets < remaining, mean * mean, 0.0)
         tl.store(squares, tl.reduce(square, 0, _add))
