@@ -71,7 +71,7 @@ def test_its_bits_are_those_of_torchs_float8_e5m2():
 @pytest.mark.parametrize("value", [1.1, -0.3, 5e4, 2.0**-14 - 2.0**-20, 3.1e-5, -1e-6])
 def test_a_value_becomes_one_of_its_two_neighbours_and_the_mean_over_a_million_draws_is_the_value(value, unit):
     value = torch.tensor(value).double().item()  # as float32 holds it
-    codes = to_float8(torch.full((DRAWS,), value * unit), draw(DRAWS), unit)
+    codes = to_float8(torch.full((DRAWS,), value * unit), unit, draw(DRAWS))
     result = from_float8(codes, unit, torch.float64) / unit
     low, high = result.min().item(), result.max().item()
     assert sorted(result.unique().tolist()) == sorted({low, high})
@@ -86,7 +86,7 @@ def test_what_it_holds_is_kept_whatever_is_drawn():
     codes = torch.arange(256, dtype=torch.uint8)
     values = from_float8(codes, 2.0**-9, torch.float32)
     for random in (0, 1, 2**15, 2**16 - 1):
-        result = to_float8(values, torch.tensor(random), 2.0**-9)
+        result = to_float8(values, 2.0**-9, torch.tensor(random))
         assert torch.equal(result[~values.isnan()], codes[~values.isnan()])
         assert from_float8(result[values.isnan()], 1.0, torch.float32).isnan().all()
 
@@ -102,7 +102,7 @@ def test_values_of_every_size_are_rounded_as_by_the_formula_and_what_is_finite_s
     switches = {"foreach": None, "fused": None, **implement(name)}
     update(Tensors([param], [values], [buffer], [7]), hyper, **switches)
     random = random_numbers(key_of_parameter(key, 7), torch.arange(len(values), dtype=torch.int32))
-    assert torch.equal(buffer, to_float8(values, random, unit))
+    assert torch.equal(buffer, to_float8(values, unit, random))
     held = from_float8(buffer, unit, torch.float64).abs()
     assert held.max() == min(LARGEST * unit, 2.0**128)
 

@@ -20,8 +20,6 @@ FLOAT8 = torch.uint8
 # The types that values are rounded to; wider ones hold what is computed as it is.
 ROUNDED = (torch.bfloat16, torch.float16, FLOAT8)
 
-TO_NEAREST = 2**15  # in the place of a random number
-
 # Two words of 32 bits: of a step, or of a parameter at that step.
 Key = tuple[int, int]
 
@@ -87,8 +85,8 @@ def rounded(values: Tensor, random: Tensor, dtype: torch.dtype) -> Tensor:
     return (half | ((bits >> 16) & 0x8000)).to(torch.int16).view(dtype)
 
 
-def to_float8(values: Tensor, random: Tensor | int, unit: float) -> Tensor:
-    """`values` in float8, in units of a power of two, each rounded by its random number of 16 bits.
+def to_float8(values: Tensor, unit: float, random: Tensor | int = 2**15) -> Tensor:
+    """`values` in float8, in units of a power of two, each rounded by its random number of 16 bits, or to the nearest.
 
     What is finite stays so: it is cut off at 57,344 units.
     """

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import torch_ops
 from .hyperparameters import Hyperparameters
-from .rounding import FLOAT8, ROUNDED, TO_NEAREST, key_of_step, to_float8
+from .rounding import FLOAT8, ROUNDED, key_of_step, to_float8
 from .tensors import Dtypes, SumOfSquares, Tensors
 
 Step = Callable[[Tensors, Hyperparameters], bool]
@@ -96,7 +96,7 @@ def _values(size: int, number: int, kind: int, device: torch.device, dtype: torc
     turns = places * (1.7 + kind) + number
     values = signs * turns.sin().abs() * 10.0 ** (1.5 * turns.cos() - 1.5)
     if dtype == FLOAT8:
-        values = to_float8(values, TO_NEAREST, _UNIT)
+        values = to_float8(values, _UNIT)
     shift = number % 2
     return torch.empty(size + shift, dtype=dtype, device=device)[shift:].copy_(values)
 

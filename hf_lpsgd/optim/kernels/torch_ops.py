@@ -11,16 +11,7 @@ import torch
 from torch import Tensor
 
 from .hyperparameters import Hyperparameters
-from .rounding import (
-    FLOAT8,
-    ROUNDED,
-    TO_NEAREST,
-    from_float8,
-    key_of_parameter,
-    random_numbers,
-    rounded,
-    to_float8,
-)
+from .rounding import FLOAT8, ROUNDED, from_float8, key_of_parameter, random_numbers, rounded, to_float8
 from .tensors import Block, Tensors, blocks
 
 # Elements of a block. On a CPU a temporary takes 1 MiB. On an accelerator a block is large enough to fill the device,
@@ -65,7 +56,7 @@ def _update(batch: list[Block], hyper: Hyperparameters, foreach: bool) -> None:
             return
         for target, value, numbers in zip(targets, values, random, strict=True):
             is_float8, unit = target.dtype == FLOAT8, hyper.momentum_unit
-            target.copy_(to_float8(value, numbers, unit) if is_float8 else rounded(value, numbers, target.dtype))
+            target.copy_(to_float8(value, unit, numbers) if is_float8 else rounded(value, numbers, target.dtype))
 
     params, grads, *momentum = (list(column) for column in zip(*(block.tensors for block in batch), strict=True))
     dtype = torch.float64 if params[0].dtype == torch.float64 else torch.float32
@@ -112,4 +103,4 @@ def convert_momentum(source: Tensor, target: Tensor, unit: float, target_unit: f
     """Copy a momentum into one of any dtype, rounded to the nearest; those in float8 count in these units."""
     for (one, other), *_ in blocks(Tensors([source], [target], None, [0]).local(), _CPU_BLOCK):
         values = from_float8(one, unit, torch.float32) if one.dtype == FLOAT8 else one
-        other.copy_(to_float8(values, TO_NEAREST, target_unit) if other.dtype == FLOAT8 else values)
+        other.copy_(to_float8(values, target_unit) if other.dtype == FLOAT8 else values)
