@@ -29,7 +29,7 @@ class Finished(NamedTuple):
     stderr: str
 
 
-def _obey_interrupts():
+def obey_interrupts():
     """What a shell starts in the background ignores SIGINT, and so would all that it starts."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -43,7 +43,7 @@ def python(cwd, *arguments, env=None, timeout=120):
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        preexec_fn=_obey_interrupts,
+        preexec_fn=obey_interrupts,
         timeout=timeout,
     )
     return Finished(done.returncode, done.stdout, done.stderr)

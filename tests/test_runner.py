@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from launch import python, write
+from launch import obey_interrupts, python, write
 
 PACKAGE = Path(importlib.util.find_spec("hf_lpsgd").origin).parent
 CHILDREN = PACKAGE / "children"
@@ -394,7 +394,7 @@ def test_the_process_and_its_signals_are_those_of_the_command(both, tmp_path):
     assert process.returncode == 0
     if Path("/proc/self/status").exists():
         status = ["-c", "grep SigIgn /proc/self/status"]
-        plain = subprocess.run(["sh", *status], capture_output=True, text=True)
+        plain = subprocess.run(["sh", *status], capture_output=True, text=True, preexec_fn=obey_interrupts)
         assert under_the_runner(tmp_path, "sh", *status).stdout == plain.stdout
 
 

@@ -21,6 +21,7 @@ from transformers import (
     HfArgumentParser,
     TrainingArguments,
 )
+from versions import repeats_the_studies
 
 from hf_lpsgd.trainer.optim_args import validate_optim_args
 
@@ -226,6 +227,7 @@ def test_test_data_are_no_part_of_what_is_trained_on_or_chosen_by():
         assert parts.with_test() is parts
 
 
+@repeats_the_studies
 @pytest.mark.parametrize(
     ("optimizer", "options"),
     [
@@ -345,6 +347,7 @@ def test_the_character_model_is_not_trained_on_the_text_that_it_is_evaluated_on(
     assert not any(parameter.any() for name, parameter in trainer.model.named_parameters() if name.endswith(".bias"))
 
 
+@repeats_the_studies
 def test_the_character_model_has_the_size_and_the_loss_of_an_untrained_model_of_nanogpt():
     torch.manual_seed(0)
     model = character_model.make_model(65)
@@ -400,6 +403,7 @@ def test_a_folder_that_is_missing_is_told_in_one_line(tmp_path, monkeypatch, cap
     assert "nowhere: no such folder; name the one with the texts" in capsys.readouterr().err
 
 
+@repeats_the_studies
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_a_pretrained_model_is_fine_tuned_and_evaluated_on_other_sentences(split, tmp_path, monkeypatch):
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film"]
