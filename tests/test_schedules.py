@@ -306,7 +306,7 @@ class Counting:
 
 
 TABLE = [0.2, 0.5, 0.9, 0.7, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 0.0]  # of STEPS + 1 factors
-KNOWN_AHEAD = {
+FOUND_AT_ONCE = {
     "small factor": lambda optimizer: torch_schedulers.LambdaLR(optimizer, lambda step: 1e-3 * (1 - step / STEPS)),
     "large factor": lambda optimizer: torch_schedulers.LambdaLR(optimizer, lambda step: 10 * (1 - step / STEPS)),
     "an object": lambda optimizer: torch_schedulers.LambdaLR(optimizer, Counting()),
@@ -318,7 +318,7 @@ KNOWN_AHEAD = {
 }
 
 
-@pytest.mark.parametrize("make", KNOWN_AHEAD.values(), ids=KNOWN_AHEAD)
+@pytest.mark.parametrize("make", FOUND_AT_ONCE.values(), ids=FOUND_AT_ONCE)
 def test_lr_goes_by_the_peak_of_the_schedule_itself_whatever_rate_the_optimizer_was_given(make):
     optimizer = make_optimizer()
     scheduler = make(optimizer)
@@ -342,6 +342,12 @@ FOUND_AS_THEY_RISE = {
             torch_schedulers.LambdaLR(optimizer, lambda step: 1e-3 * (1 - step / STEPS)),
         ],
         milestones=[5],
+    ),
+    "together, products": lambda optimizer: torch_schedulers.ChainedScheduler(
+        [torch_schedulers.LinearLR(optimizer, 0.1, total_iters=4), torch_schedulers.ExponentialLR(optimizer, 0.8)]
+    ),
+    "together, one": lambda optimizer: torch_schedulers.ChainedScheduler(
+        [torch_schedulers.CyclicLR(optimizer, 0.1, 0.5, step_size_up=4, cycle_momentum=False)]
     ),
 }
 
@@ -393,26 +399,6 @@ def test_lr_goes_by_the_largest_rate_so_far_where_the_peak_cannot_be_known_ahead
             tie_p_schedule(resumed, scheduler_of_resumed, "lr", num_training_steps=STEPS)
         later = run(resumed, scheduler_of_resumed, STEPS - saved_at)
         ps, lrs = ps + later[0], lrs + later[1]
-    assert ps == pytest.approx([2 + 18 * lr / max(lrs[: step + 1]) for step, lr in enumerate(lrs)])
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda optimizer: torch_schedulers.ChainedScheduler(
-            [torch_schedulers.LinearLR(optimizer, 0.1, total_iters=4), torch_schedulers.ExponentialLR(optimizer, 0.8)]
-        ),
-        lambda optimizer: torch_schedulers.ChainedScheduler(
-            [torch_schedulers.CyclicLR(optimizer, 0.1, 0.5, step_size_up=4, cycle_momentum=False)]
-        ),
-    ],
-    ids=["products", "one"],
-)
-def test_lr_goes_by_the_largest_rate_so_far_of_schedulers_that_work_together(make):
-    optimizer = make_optimizer()
-    scheduler = make(optimizer)
-    tie_p_schedule(optimizer, scheduler, "lr", num_training_steps=STEPS)
-    ps, lrs = run(optimizer, scheduler)
     assert ps == pytest.approx([2 + 18 * lr / max(lrs[: step + 1]) for step, lr in enumerate(lrs)])
 
 
