@@ -3,6 +3,7 @@
 A table lies between two comments, `<!-- table: NAME -->` and `<!-- end of table -->`.
 """
 
+import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +44,7 @@ def options_of(name: str) -> str:
 
 
 def _default(record: OptimizerRecord, name: str) -> str:
-    default = _value(record.defaults[name])
+    default = _value(inspect.signature(record.cls).parameters[name].default)
     with_trainer = record.trainer_defaults.get(name)
     return default if with_trainer is None else f"{default}; `{with_trainer}` with the Trainer"
 

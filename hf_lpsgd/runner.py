@@ -84,26 +84,13 @@ def _found(program: str) -> tuple[str, bool]:
     if not is_path and not os.path.isfile(os.path.join(program, "__main__.py")):
         from shutil import which
 
-        beside = which(program, path=os.path.dirname(sys.executable))
-        if command := beside or which(program):
-            return command, beside is not None and _is_python(command)
+        if command := which(program, path=os.path.dirname(sys.executable)) or which(program):
+            return command, False
         if not os.path.exists(program) and not program.endswith(".py"):
             _fail(f"{program!r} is no file here, and no command beside {sys.executable} or on PATH")
     # Where there is nothing to run, the interpreter says so.
-    return program, not os.path.isfile(program) or _is_python(program)
-
-
-def _is_python(file: str) -> bool:
-    try:
-        with open(file, "rb") as stream:
-            first = stream.readline(256)
-    except OSError:  # what can be started need not be readable
-        return False
-    interpreters = [os.path.basename(word) for word in first[2:].split()[:2]]  # of `#!/usr/bin/env python3`, too
-    is_python = b"\0" not in first
-    if first.startswith(b"#!"):
-        is_python = any(word.startswith((b"python", b"pypy")) for word in interpreters)
-    return is_python or not os.access(file, os.X_OK) or file.endswith((".py", ".pyc", ".pyz", ".zip"))
+    is_command = os.path.isfile(program) and os.access(program, os.X_OK)
+    return program, not is_command or program.endswith((".py", ".pyc", ".pyz", ".zip"))
 
 
 def _interpreter() -> list[str]:

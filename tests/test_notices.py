@@ -49,16 +49,18 @@ def test_a_plain_loop_prints_each_warning_once_although_accelerate_silences_thos
 
 def test_a_warning_names_the_line_that_called_torch():
     param = torch.nn.Parameter(torch.ones(3))
-    optimizer = LPSGDM([param], rounding="stochastic")
+    optimizer = LPSGDM([param])
     tie_p_schedule(optimizer, LambdaLR(optimizer, lambda step: 1.0), "constant")
+    optimizer.param_groups[0]["p"] = 6.0
     param.grad = torch.ones(3)
-    with pytest.warns(UserWarning, match="'stochastic' has no effect") as caught:
+    with pytest.warns(UserWarning, match="p goes from 6 in the param group to 20") as caught:
         optimizer.step()
     assert [warning.filename for warning in caught] == [__file__]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", category=UserWarning, module="torch.optim.lr_scheduler")
-        other = LPSGDM([param], rounding="stochastic")
+        other = LPSGDM([param])
         tie_p_schedule(other, LambdaLR(other, lambda step: 1.0), "constant")
-        with pytest.raises(UserWarning, match="has no effect"):
+        other.param_groups[0]["p"] = 6.0
+        with pytest.raises(UserWarning, match="p goes from 6"):
             other.step()

@@ -23,9 +23,8 @@ def lpsgd(params: Sequence[Tensor], grads: Sequence[Tensor], **options: Any) -> 
         params: parameters, of any shapes and floating dtypes, changed in place.
         grads: their gradients, of the same shapes.
         options: `lr`, `p`, `eps`, `weight_decay`, and if need be `maximize`, `grad_rms`, `foreach` and `fused`, as
-            those of [`LPSGDM`][hf_lpsgd.LPSGDM]; `p` is the order of the norm, at least 2. The fused implementation
-            does not update float64 tensors, nor those whose parameter, gradient and buffer differ in memory order;
-            the others do. A ValueError says so where `fused` is True and there is none for a parameter's device.
+            those of [`LPSGDM`][hf_lpsgd.LPSGDM]; `p` is the order of the norm, at least 2. A ValueError says so where
+            `fused` is True and there is no fused implementation for a parameter's device.
     """
     _update(params, grads, None, **options)
 
@@ -33,12 +32,10 @@ def lpsgd(params: Sequence[Tensor], grads: Sequence[Tensor], **options: Any) -> 
 def lpsgdm(
     params: Sequence[Tensor], grads: Sequence[Tensor], momentum_buffers: Sequence[Tensor], **options: Any
 ) -> None:
-    """Update `params` and `momentum_buffers` in place by one LPSGDM step.
+    """Update `params` and `momentum_buffers` in place: `m <- momentum*m + (1 - momentum)*g`, then LPSGD's step with m.
 
-    `m <- momentum*m + (1 - momentum)*g`, then `theta <- (1 - lr*wd) * theta - lr * m / (|m| + eps)^rho`.
-
-    Arguments and errors are those of [`lpsgd`][hf_lpsgd.optim.functional.lpsgd], with `momentum` among the options,
-    and `momentum_buffers`: the moving averages of the gradients, in float32, bfloat16 or the parameter's dtype.
+    Arguments are those of [`lpsgd`][hf_lpsgd.optim.functional.lpsgd], with `momentum` among the options, and
+    `momentum_buffers`: the moving averages of the gradients, in float32, bfloat16 or the parameter's dtype.
     """
     _update(params, grads, momentum_buffers, **options)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,12 +25,6 @@ class OptimizerRecord:
     def options(self) -> tuple[Option, ...]:
         """The options of its param groups."""
         return self.cls.options
-
-    @property
-    def defaults(self) -> dict[str, Any]:
-        """The default value of each option."""
-        parameters = inspect.signature(self.cls).parameters
-        return {option.name: parameters[option.name].default for option in self.options}
 
 
 _ORDINARY = (

@@ -8,7 +8,6 @@ from types import FrameType
 from typing import Any
 
 from accelerate.logging import get_logger
-from accelerate.state import AcceleratorState
 from transformers.trainer_callback import TrainerCallback, TrainerState
 from transformers.trainer_utils import has_length
 from transformers.training_args import TrainingArguments
@@ -18,7 +17,7 @@ from ..optim import OPTIMIZERS
 from ..optim.base import LpOptimizer
 from ..optim.layerwise import StepInBackward
 from ..optim.measurement import reference_size
-from ..processes import check_processes, engines_requested
+from ..processes import check_processes
 from ..schedules import current_tie, tie_p_schedule
 from ..wrappers import partitions_of, unwrap_optimizer, unwrap_scheduler
 from .checks import check_layerwise, fit_deepspeed_config
@@ -77,7 +76,6 @@ class LpScheduleCallback(TrainerCallback):
             check_processes(args.world_size)
         else:
             return
-        _check_engine()
         base.partitions = partitions_of(kwargs.get("optimizer"), model)
         _tie(args, state, requested, kwargs)
         if requested is not None and OPTIMIZERS[name_of(args.optim)].ordinary is not None:
@@ -137,16 +135,6 @@ def _check_optimizer(optimizer: Any, optim: str, requested: OptimArgs) -> None:
             f"The {type(optimizer).__name__} of this Trainer was not made from --optim_args: {'; '.join(left_out)}. "
             "Give these options where it is made, or do not give the Trainer an optimizer of its own."
         )
-
-
-def _check_engine() -> None:
-    in_use = AcceleratorState().distributed_type.value
-    for engine in engines_requested():
-        if engine != in_use:
-            logger.warning(
-                f"The launcher requested {engine}, and this run trains with {in_use}: Accelerate leaves {engine} out "
-                "on a CPU, and where there is one process. The step is the same; the memory per process is not."
-            )
 
 
 def _tie(args: TrainingArguments, state: TrainerState, requested: OptimArgs | None, event: dict[str, Any]) -> None:

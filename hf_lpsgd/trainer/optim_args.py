@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,16 +22,6 @@ if TYPE_CHECKING:
 # LR schedulers of transformers that the Trainer steps at evaluations.
 _COUNT_EVALUATIONS = {"reduce_lr_on_plateau": "ReduceLROnPlateau", "greedy": "GreedyLR"}
 
-# Names that other optimizers have for our keys, and for flags of the Trainer.
-_OTHER_NAMES = {
-    "momentum": "beta beta1 betas adam_beta1 momentum_decay",
-    "eps": "epsilon adam_epsilon",
-    "rounding": "bf16_stochastic_round kahan_sum stochastic_rounding",
-    "p_max": "norm p",
-    "learning_rate": "lr",
-    "weight_decay": "wd",
-}
-
 
 @dataclass(frozen=True)
 class OptimArgs:
@@ -50,13 +38,15 @@ class OptimArgs:
     p_granularity: Granularity = "step"
 
     @classmethod
-    def parse(cls, optim: str, optim_args: str | Mapping[str, Any] | None) -> OptimArgs:
-        """Read `optim_args`, a comma-separated list of `key=value` or a mapping, for the optimizer `optim`.
+    def parse(cls, optim: str, optim_args: str | None) -> OptimArgs:
+        """Read `optim_args`, a comma-separated list of `key=value`, for the optimizer `optim`.
 
         Raises:
             ValueError: there is a mistake in it; one line says which.
         """
-        record, text, values = OPTIMIZERS[optim], as_text(optim, optim_args), dict[str, Any]()
+        record, text, values = OPTIMIZERS[optim], optim_args or "", dict[str, Any]()
+        if not isinstance(text, str):
+            raise invalid(f"optim_args for {optim}", text, "text, as in 'p_max=20,p_schedule=cosine'")
         keys, wrong = _keys(record), f"Invalid optim_args for {optim}"
         for item in text.split(",") if text else ():
             key, _, value = (part.strip() for part in item.partition("="))
@@ -76,20 +66,6 @@ def name_of(choice: Any) -> str:
     return str(getattr(choice, "value", choice))
 
 
-def as_text(optim: str, optim_args: Any) -> str:
-    """Return `optim_args`, text or a mapping or None, in the form of the command line, which transformers reads."""
-    if isinstance(optim_args, str | None):
-        return optim_args or ""
-    if isinstance(optim_args, Mapping):
-        for key, value in optim_args.items():
-            if key not in _keys(OPTIMIZERS[optim]):
-                raise _unknown_key(OPTIMIZERS[optim], str(key), f"{key}={value}")
-            if not isinstance(value, str | Real | None) or "," in str(value):
-                raise invalid(f"{key} in optim_args", value, "a number, a name, True, False or None")
-        return ",".join(f"{key}={value}" for key, value in optim_args.items())
-    raise invalid(f"optim_args for {optim}", optim_args, "text, as in 'p_max=20,p_schedule=cosine', or a mapping")
-
-
 def parse_optim_args(args: TrainingArguments) -> OptimArgs | None:
     """Read `args.optim_args`, and check nothing else; return None for optimizers that are not ours."""
     optim = name_of(getattr(args, "optim", None))
@@ -100,7 +76,7 @@ def validate_optim_args(args: TrainingArguments) -> OptimArgs | None:
     """Check all that `args` says about lpsgd or lpsgdm, and return the parsed `args.optim_args`; None for others.
 
     The constructor of the Trainer calls it. Call it yourself right after parsing the arguments to hear of a mistake
-    before data and model are loaded. A mapping in `args.optim_args` becomes text, which is what transformers reads.
+    before data and model are loaded.
 
     Raises:
         ValueError: an argument is not allowed, or several of them together, or a launcher started more processes than
@@ -110,7 +86,6 @@ def validate_optim_args(args: TrainingArguments) -> OptimArgs | None:
     if parsed is None:
         return None
     optim = name_of(args.optim)
-    args.optim_args = as_text(optim, args.optim_args) or None
     for option, value in ((LR, args.learning_rate), (WEIGHT_DECAY, args.weight_decay)):
         option.check(value, f" ({option.trainer_flag})")
     cls, kwargs = optimizer_class_and_kwargs(args)
@@ -139,14 +114,10 @@ def _keys(record: OptimizerRecord) -> dict[str, Option]:
 def _unknown_key(record: OptimizerRecord, key: str, item: str) -> ValueError:
     from transformers import TrainingArguments
 
-    keys, key = _keys(record), key.lower().replace("-", "_")
-    meant = next((ours for ours, names in _OTHER_NAMES.items() if key in names.split()), key)
-    others = [other.name for other in OPTIMIZERS.values() if meant in _keys(other)]
-    guesses = difflib.get_close_matches(meant, keys, n=1)
+    keys, name = _keys(record), "--learning_rate" if key == LR.name else f"--{key}"
+    guesses = difflib.get_close_matches(key.lower(), keys, n=1)
     hint = f" Did you mean {guesses[0]}?" if guesses else ""
-    if meant in TrainingArguments.__dataclass_fields__:
-        hint = f" Give it as --{meant}."
-    elif others and meant not in keys:
-        hint = f" {meant} is a key of {others[0]}."
+    if name[2:] in TrainingArguments.__dataclass_fields__ and not key.startswith("adam_"):
+        hint = f" Give it as {name}."
     wrong = f"Invalid optim_args for {record.name}: {item!r} has no known key."
     return ValueError(f"{wrong}{hint} The keys are {', '.join(keys)}, as in p_max=20.")

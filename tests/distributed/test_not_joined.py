@@ -2,7 +2,6 @@
 
 import pytest
 from paths import EXAMPLES, LOOP_SCRIPT, TRAINER_SCRIPT
-from versions import knows_fsdp2
 
 TOLD = "The launcher started 2 processes (WORLD_SIZE=2), and only 1 would train together"
 SHOWCASE = [TRAINER_SCRIPT, "--do_train", "--max_steps", "2", "--output_dir", "out"]
@@ -55,9 +54,3 @@ def test_two_processes_on_a_cpu_that_are_not_told_to_use_it_train_together_or_no
     assert "train_loss" not in output
     assert "AssertionError" not in output
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-
-
-@knows_fsdp2
-def test_fsdp_that_accelerate_leaves_out_on_a_cpu_is_told_once(run_two):
-    _, output = run_two("fsdp2", [*MINIMAL, "--use_cpu", "True"])
-    assert output.count("The launcher requested FSDP, and this run trains with MULTI_CPU") == 1, output

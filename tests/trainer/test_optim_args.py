@@ -1,10 +1,7 @@
-import json
 import warnings
-from types import MappingProxyType
 
-import numpy as np
 import pytest
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
 from hf_lpsgd import LPSGD, LPSGDM, notices
@@ -42,16 +39,13 @@ BAD = [
     ("lpsgdm", "p_schedule=", "Invalid p_schedule in optim_args: ''. It must be one of cosine, linear, lr, constant."),
     ("lpsgdm", "p_max=2=3", "Invalid p_max in optim_args: '2=3'"),
     ("lpsgdm", "pmax=20", f"'pmax=20' has no known key. Did you mean p_max? The keys are {KEYS_OF_LPSGDM}"),
-    ("lpsgdm", "beta1=0.9", f"'beta1=0.9' has no known key. Did you mean momentum? The keys are {KEYS_OF_LPSGDM}"),
-    ("lpsgdm", "betas=0.9,0.95", "'betas=0.9' has no known key. Did you mean momentum?"),
-    ("lpsgdm", "betas=(0.9,0.95)", "'betas=(0.9' has no known key. Did you mean momentum?"),
+    ("lpsgdm", "beta1=0.9", f"'beta1=0.9' has no known key. The keys are {KEYS_OF_LPSGDM}"),
+    ("lpsgdm", "betas=(0.9,0.95)", "'betas=(0.9' has no known key. The keys are"),
     ("lpsgdm", "Momentum=0.9", "'Momentum=0.9' has no known key. Did you mean momentum?"),
     ("lpsgdm", "nesterov=true", "'nesterov=true' has no known key. The keys are"),
-    ("lpsgdm", "adam_epsilon=1e-8", "has no known key. Did you mean eps?"),
-    ("lpsgdm", "kahan_sum=true", "has no known key. Did you mean rounding?"),
+    ("lpsgdm", "adam_epsilon=1e-8", "has no known key. The keys are"),
     ("lpsgdm", "max_grad_norm=1", "has no known key. Give it as --max_grad_norm."),
     ("lpsgdm", "order=6", "'order=6' has no known key. The keys are"),  # foreach is like it in its letters alone
-    ("lpsgd", "betas=0.9", "has no known key. momentum is a key of lpsgdm."),
     ("lpsgdm", "p_max=20,", "'p_max=20,' has an empty entry. Remove the extra comma."),
     ("lpsgdm", " ", "' ' has an empty entry."),
     ("lpsgdm", "p_max=1e999", "Invalid p_max in optim_args: inf"),
@@ -72,7 +66,7 @@ BAD = [
     ("lpsgdm", "foreach=1", "Invalid foreach in optim_args: '1'. It must be True, False or None."),
     ("lpsgdm", "lr=0.1", "'lr=0.1' has no known key. Give it as --learning_rate."),
     ("lpsgdm", "weight_decay=-0.1", "'weight_decay=-0.1' has no known key. Give it as --weight_decay."),
-    ("lpsgd", "momentum=0.9", f"has no known key. momentum is a key of lpsgdm. The keys are {KEYS_OF_LPSGD}, p_"),
+    ("lpsgd", "momentum=0.9", f"has no known key. The keys are {KEYS_OF_LPSGD}, p_"),
     ("lpsgd", "saturation=0.1", "'saturation=0.1' has no known key."),
 ]
 
@@ -153,53 +147,8 @@ def test_arguments_are_validated_once_per_trainer(make_trainer, monkeypatch):
     assert checked == [("cosine", "step", None)]
 
 
-@pytest.mark.parametrize(
-    "mapping",
-    [
-        {"p_max": 6, "momentum": 0.8, "eps": 1e-06, "p_schedule": "linear", "fused": None, "foreach": False},
-        {"p_max": "6", "momentum": "0.8", "eps": "1e-06", "p_schedule": "linear", "fused": "none", "foreach": "false"},
-        MappingProxyType({"p_max": np.float32(6), "momentum": 0.8, "eps": 1e-06, "p_schedule": "linear"}),
-    ],
-)
-def test_optim_args_may_be_a_mapping_of_typed_values(mapping, make_trainer):
-    trainer = make_trainer(optim_args=mapping, max_steps=4)
-    trainer.train()
-    group = trainer.optimizer.param_groups[0]
-    assert [group[name] for name in ("p_max", "momentum", "eps")] == [6.0, 0.8, 1e-6]
-    assert [entry["p"] for entry in trainer.state.log_history if "p" in entry] == pytest.approx([6, 14 / 3, 10 / 3, 2])
-    assert trainer.args.optim_args.startswith("p_max=6")  # text, which logs and cards can show
-    assert isinstance(trainer.args.to_json_string(), str)
-
-
-@pytest.mark.parametrize("kind", ["json", "yaml"])
-def test_optim_args_may_be_a_mapping_in_a_file_of_arguments(kind, tmp_path):
-    file = tmp_path / f"arguments.{kind}"
-    values = {"output_dir": str(tmp_path / "out"), "optim": "lpsgdm", "optim_args": {"p_max": 6, "fused": False}}
-    file.write_text(json.dumps(values))  # which is YAML too
-    parser = HfArgumentParser(TrainingArguments)
-    (args,) = (parser.parse_json_file if kind == "json" else parser.parse_yaml_file)(str(file))
-    assert validate_optim_args(args).optimizer_kwargs == {"p_max": 6.0, "fused": False}
-
-
-@pytest.mark.parametrize(
-    ("optim_args", "message"),
-    [
-        (["p_max=6"], "Invalid optim_args for lpsgdm: ['p_max=6']. It must be text, as in 'p_max=20,p_sch"),
-        (6, "Invalid optim_args for lpsgdm: 6. It must be text"),
-        (0, "Invalid optim_args for lpsgdm: 0. It must be text"),
-        ({"p_max": [6, 7]}, "Invalid p_max in optim_args: [6, 7]. It must be a number, a name, True, False or None."),
-        ({"p_max": "6,momentum=0.5"}, "Invalid p_max in optim_args: '6,momentum=0.5'"),
-        ({"p_max": 1.5}, "Invalid p_max in optim_args: 1.5. It must be a finite number of at least 2"),
-        ({"p_max": True}, "Invalid p_max in optim_args: 'True'. It must be a finite number of at least 2"),
-        ({"p_max": None}, "Invalid p_max in optim_args: 'None'. It must be a finite number of at least 2"),
-        ({"fused": 1}, "Invalid fused in optim_args: '1'. It must be True, False or None."),
-        ({"pmax": 6}, "'pmax=6' has no known key. Did you mean p_max?"),
-        ({3: 6}, "'3=6' has no known key."),
-        ({"betas": (0.9, 0.95)}, "'betas=(0.9, 0.95)' has no known key. Did you mean momentum?"),
-    ],
-)
-def test_optim_args_of_another_kind_and_bad_mappings_are_told_in_one_line(optim_args, message, make_trainer):
-    with pytest.raises(ValueError, match="optim_args") as caught:
+@pytest.mark.parametrize("optim_args", [["p_max=6"], 6, {"p_max": 6}])
+def test_optim_args_that_are_no_text_are_told_in_one_line(optim_args, make_trainer):
+    with pytest.raises(ValueError, match=r"Invalid optim_args for lpsgdm: .* It must be text") as caught:
         make_trainer(optim_args=optim_args)
-    assert message in str(caught.value)
     assert "\n" not in str(caught.value)

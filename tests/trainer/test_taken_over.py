@@ -226,16 +226,6 @@ def test_a_subclass_that_gives_each_group_its_own_options_is_accepted(make_train
     assert not caplog.messages
 
 
-@pytest.mark.parametrize(("requested", "told"), [(["FSDP"], 1), (["NO"], 0), ([], 0)])
-def test_an_engine_that_the_launcher_requested_and_that_is_not_in_use_is_warned_of(
-    requested, told, make_trainer, monkeypatch, caplog
-):
-    monkeypatch.setattr(hf_lpsgd.trainer.callback, "engines_requested", lambda: requested)
-    with caplog.at_level(logging.WARNING, LOGGER):
-        make_trainer(max_steps=1).train()
-    assert caplog.text.count("The launcher requested FSDP, and this run trains with NO") == told
-
-
 @pytest.mark.parametrize("lost", ["optimizer.pt", "scheduler.pt"])
 def test_a_checkpoint_without_the_state_of_optimizer_or_scheduler_is_warned_of(lost, make_trainer, checkpoint, caplog):
     os.remove(os.path.join(checkpoint, lost))
