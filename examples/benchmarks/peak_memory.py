@@ -44,6 +44,7 @@ def _lion(params: Any, **options: Any) -> Optimizer:
 
 # As `--optim` sets them; the rate is such that nothing runs off in a few steps.
 AUTO: dict[str, Any] = {"lr": 1e-6, "grad_rms": "auto"}
+FLOAT8: dict[str, Any] = {"momentum_dtype": "float8", "rounding": "stochastic"}
 OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], bool]] = {
     "AdamW": (partial(AdamW, lr=1e-6), False),
     "AdamW, fused": (partial(AdamW, lr=1e-6, fused=True), False),
@@ -52,9 +53,14 @@ OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], bool]] = {
     "Adafactor": (partial(Adafactor, lr=1e-6, scale_parameter=False, relative_step=False), False),
     "LPSGDM": (partial(LPSGDM, **AUTO), False),
     "LPSGDM, bfloat16 momentum": (partial(LPSGDM, momentum_dtype="bfloat16", **AUTO), False),
+    "LPSGDM, float8 momentum": (partial(LPSGDM, **FLOAT8, **AUTO), False),
     "LPSGD": (partial(LPSGD, **AUTO), False),
     "LPSGDM, layerwise": (partial(LPSGDM, **AUTO), True),
     "LPSGDM, layerwise, bfloat16 momentum": (partial(LPSGDM, momentum_dtype="bfloat16", **AUTO), True),
+    "LPSGDM, layerwise, float8 momentum": (
+        partial(LPSGDM, **FLOAT8, **AUTO),
+        True,
+    ),
     "LPSGD, layerwise": (partial(LPSGD, **AUTO), True),
 }
 
@@ -216,13 +222,14 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default=best, help="default here: %(default)s")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
+    parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS), help="default: all")
     args = parser.parse_args()
     if args.device == "cuda" and best != "cuda":
         parser.error("--device cuda: torch sees no GPU here; use --device cpu")
     make_folder(parser, "--output_dir", args.output_dir)
     device = torch.device(args.device)
     facts = provenance(Path(__file__).name, ("transformers", "lion-pytorch"), device)
-    cases = [(model, dtype, name) for model in args.models for dtype in args.dtypes for name in OPTIMIZERS]
+    cases = [(model, dtype, name) for model in args.models for dtype in args.dtypes for name in args.optimizers]
     results: dict[str, dict[str, dict[str, Any]]] = {}
     for model, dtype, name in tqdm(cases, unit="optimizer"):
         found = measure(model, name, getattr(torch, dtype), device)

@@ -84,6 +84,7 @@ def contenders(device: torch.device, dtype: torch.dtype) -> list[Contender]:
         ours["fused"] = fused
     torchs = {"foreach": foreach, "fused": fused}
     lions = {"foreach": foreach, **({"triton": triton} if device.type == "cuda" else {})}
+    float8 = {"momentum_dtype": "float8", "rounding": "stochastic"}
     other = "float32" if dtype == torch.bfloat16 else "bfloat16"
     rounded = (
         {"rounding": "stochastic"} if dtype != torch.float32 else {"momentum_dtype": other, "rounding": "stochastic"}
@@ -94,6 +95,7 @@ def contenders(device: torch.device, dtype: torch.dtype) -> list[Contender]:
         ("LPSGDM, grad_rms", partial(LPSGDM, grad_rms=1e-3), {"given": {}}),
         ("LPSGDM, grad_rms", _always_measuring, {"measured": {}}),
         ("LPSGDM", LPSGDM, {f"{other} momentum": {"momentum_dtype": other}}),
+        ("LPSGDM, grad_rms", partial(LPSGDM, grad_rms=1e-3), {"float8 momentum": float8}),
         ("LPSGDM", LPSGDM, {f"{'bfloat16 momentum, ' * (dtype == torch.float32)}stochastic rounding": rounded}),
         ("LPSGD", LPSGD, {"stochastic rounding": {"rounding": "stochastic"}} if dtype != torch.float32 else {}),
         ("SGD, momentum", partial(SGD, momentum=0.9), torchs),

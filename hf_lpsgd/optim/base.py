@@ -16,11 +16,11 @@ from .kernels.choice import check_fused, update
 from .kernels.hyperparameters import Hyperparameters
 from .kernels.tensors import Tensors
 from .measurement import Measurement, is_measuring
-from .options import LR, P_FOLLOWS, Option, P
+from .options import LR, P_FOLLOWS, Option, P, check_together
 from .p_in_force import LARGEST_LR, Tie, Untied, write_p
 from .precision import check_momentum, check_precision
 from .shards import Partitions
-from .update import ROUNDED_STEPS, Call, Update, calls_with_gradients, describe, is_no_update
+from .update import MOMENTUM_UNIT, ROUNDED_STEPS, Call, Update, calls_with_gradients, describe, is_no_update
 
 
 class LpOptimizer(Optimizer):
@@ -49,8 +49,7 @@ class LpOptimizer(Optimizer):
             value = option.check(group[option.name], where)
             if option is not LR or not isinstance(group["lr"], Tensor):
                 group[option.name] = value
-        if group["fused"] and group["foreach"]:
-            raise ValueError(f"Invalid fused{where}: True, with foreach=True. Only one can be True; leave both None.")
+        check_together(group, where)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group, with its own values of any of the constructor's options.
@@ -88,6 +87,8 @@ class LpOptimizer(Optimizer):
             param_group.setdefault(LARGEST_LR, 0.0)  # from the start, so that every kind of checkpoint finds it
         if param_group.get("rounding") == "stochastic":
             param_group.setdefault(ROUNDED_STEPS, 0)
+        if param_group.get("momentum_dtype") == "float8":
+            param_group.setdefault(MOMENTUM_UNIT, 0.0)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         before = self.__dict__.get("param_groups", ())  # there are none while a pickle is read
@@ -109,8 +110,7 @@ class LpOptimizer(Optimizer):
         """Perform a single optimization step, and return the loss if there is a `closure` that computes it.
 
         Raises:
-            ValueError: a gradient is sparse, or a plain tensor where the parameter is a DTensor; no parameter was
-                changed.
+            ValueError: a gradient is sparse; no parameter was changed.
         """
         loss = None
         if closure is not None:

@@ -25,9 +25,10 @@ def step_in_backward(optimizer: LpOptimizer) -> StepInBackward:
     until the handle is removed; `with step_in_backward(optimizer):` removes it however the loop ends. In a Trainer,
     and after it, only that of a training step does.
 
-    Accumulation over several backward passes and more than one process are refused when they are found. Leave out
-    gradient clipping and the loss scaling of float16: `clip_grad_norm_` finds no gradients, and does nothing. A model
-    compiled by torch.compile is trained rightly, but holds all of its gradients before it hands over the first.
+    Accumulation over several backward passes is refused when it is found, and so are several processes, but for those
+    of FSDP2: call `fully_shard` before you make the optimizer. Leave out gradient clipping and the loss scaling of
+    float16: `clip_grad_norm_` finds no gradients, and does nothing. A model compiled by torch.compile is trained
+    rightly, but holds all of its gradients before it hands over the first.
 
     Args:
         optimizer: an LPSGD or LPSGDM. Parameters that are frozen now are updated by `step` if they are not later.
@@ -38,8 +39,8 @@ def step_in_backward(optimizer: LpOptimizer) -> StepInBackward:
     Raises:
         TypeError: it is another optimizer.
         ValueError: it, or another optimizer of one of its parameters, makes its step in the backward pass already.
-        RuntimeError: raised by a later `backward()` that finds a parameter updated since the last `step()`, or more
-            than one process.
+        RuntimeError: raised by a later `backward()` that finds a parameter updated since the last `step()`, or
+            processes that average gradients afterwards, as those of DDP.
     """
     return StepInBackward(optimizer)
 
@@ -137,10 +138,11 @@ class StepInBackward(AbstractContextManager["StepInBackward"]):
     def _begun(self) -> Update:
         """Return the present update; begin it if there is none."""
         if self._update is None:
-            if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            size = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+            if size > 1 and not all(hasattr(param, "device_mesh") for param in self._handles):
                 raise RuntimeError(
-                    f"A step in the backward pass cannot train with {distributed.get_world_size()} processes: they "
-                    "average their gradients afterwards. Use the ordinary step, or one process."
+                    f"A step in the backward pass cannot train with {size} processes: they average their gradients "
+                    "afterwards. Use the ordinary step, FSDP2 (fully_shard), or one process."
                 )
             self._update = self._optimizer.begin_update()
             groups = self._optimizer.param_groups

@@ -10,10 +10,13 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .base import LpOptimizer
+from .kernels.rounding import FLOAT8, from_float8, rounded
+from .kernels.tensors import local
 from .options import MOMENTUM, MOMENTUM_DTYPE, OF_LPSGD
+from .update import MOMENTUM_UNIT
 
 # None stands for the dtype of the parameter.
-_DTYPES = {None: None, "bfloat16": torch.bfloat16, "float32": torch.float32}
+_DTYPES = {None: None, "bfloat16": torch.bfloat16, "float32": torch.float32, "float8": FLOAT8}
 
 
 class LPSGD(LpOptimizer):
@@ -82,8 +85,10 @@ class LPSGDM(LpOptimizer):
             changes no parameter. Weight decay is not scaled.
         p_schedule: "lr" lets p - 2 be proportional to the learning rate of the param group. p is `p_max` at the
             largest rate so far. It is for configs that name a class and can call nothing. A tie replaces it.
-        momentum_dtype: dtype in which the momentum is kept, "bfloat16" or "float32", or None for that of the
-            parameter. The arithmetic is in float32, and the momentum is rounded when it is stored.
+        momentum_dtype: dtype in which the momentum is kept, "bfloat16", "float32" or "float8", or None for that of the
+            parameter. The arithmetic is in float32, and the momentum is rounded when it is stored. "float8" takes a
+            byte, and needs `grad_rms` and `rounding="stochastic"`: `momentum_buffer` has the bits of
+            `torch.float8_e5m2` as uint8, and `momentum_unit` in the param group is what 1 stands for.
         rounding: how parameters and momentum in bfloat16 or float16 are rounded: "nearest", or "stochastic", up or
             down at random so that the mean is exact. With it, changes far below the precision of a parameter are not
             lost. It has no effect on float32 and float64.
@@ -112,7 +117,7 @@ class LPSGDM(LpOptimizer):
         *,
         grad_rms: float | Literal["auto"] | None = None,
         p_schedule: Literal["lr"] | None = None,
-        momentum_dtype: torch.dtype | Literal["bfloat16", "float32"] | None = None,
+        momentum_dtype: torch.dtype | Literal["bfloat16", "float32", "float8"] | None = None,
         rounding: Literal["nearest", "stochastic"] = "nearest",
         rounding_seed: int = 0,
         maximize: bool = False,
@@ -126,16 +131,16 @@ class LPSGDM(LpOptimizer):
 
     def buffers(self, group: dict[str, Any], params: Sequence[Tensor]) -> list[Tensor]:
         """Return the momentum buffers of `params`, made where there are none yet."""
-        buffers = []
+        buffers, unit = [], group.get(MOMENTUM_UNIT)
         named = _DTYPES[group["momentum_dtype"]]
         for param in params:
             state, dtype = self.state[param], named or param.dtype
             buffer = state.get("momentum_buffer")
-            if buffer is None:
-                state["momentum_buffer"] = buffer = torch.zeros_like(param, dtype=dtype)
-            elif buffer.dtype is not dtype:  # the option was changed
-                state["momentum_buffer"] = buffer = buffer.to(dtype)
-            buffers.append(buffer)
+            if buffer is None or (buffer.dtype is not dtype and (unit or dtype is not FLOAT8)):
+                state["momentum_buffer"] = torch.zeros_like(param, dtype=dtype)
+                if buffer is not None:  # the option was changed
+                    _convert(local(buffer), local(state["momentum_buffer"]), unit or 1.0)
+            buffers.append(state["momentum_buffer"])
         return buffers
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -157,5 +162,13 @@ class LPSGDM(LpOptimizer):
             for identity, param in zip(saved["params"], group["params"], strict=True):
                 buffer = state_dict["state"].get(identity, {}).get("momentum_buffer")
                 dtype = _DTYPES[group["momentum_dtype"]] or param.dtype
+                if buffer is not None and FLOAT8 in (buffer.dtype, dtype):
+                    dtype = buffer.dtype  # the next step converts it
                 if buffer is not None and dtype != param.dtype:
                     self.state[param]["momentum_buffer"] = buffer.to(device=param.device, dtype=dtype)
+
+
+def _convert(buffer: Tensor, target: Tensor, unit: float) -> None:
+    """Copy a momentum into one of another dtype, rounded to the nearest."""
+    values = from_float8(buffer, unit, torch.float32) if buffer.dtype == FLOAT8 else buffer
+    target.copy_(rounded(values, 2**15, FLOAT8, unit) if target.dtype == FLOAT8 else values)

@@ -48,7 +48,7 @@ class Option:
         """
         given = value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
         if isinstance(given, torch.dtype):
-            given = str(given).removeprefix("torch.")
+            given = str(given).removeprefix("torch.").removesuffix("_e5m2")
         if any(given is other or (isinstance(given, str) and given == other) for other in self.values):
             return given
         is_number = isinstance(given, Integral if self.whole else Real) and not isinstance(given, bool)
@@ -81,7 +81,7 @@ GRAD_RMS = Option(
     "grad_rms", "root mean square of the gradient, the unit of a step; auto measures it", 1e-30, values=(None, "auto")
 )
 MOMENTUM_DTYPE = Option(
-    "momentum_dtype", "dtype of the momentum; None is that of the parameter", values=(None, "bfloat16", "float32")
+    "momentum_dtype", "dtype of the momentum; None: as the parameter", values=(None, "bfloat16", "float32", "float8")
 )
 ROUNDED = "how parameters and momentum in bfloat16 or float16 are rounded"
 ROUNDING = Option("rounding", ROUNDED, values=("nearest", "stochastic"), absent="nearest")
@@ -101,6 +101,17 @@ FUSED = Option(
 
 OF_LPSGD = (LR, P_MAX, EPS, WEIGHT_DECAY, GRAD_RMS, P_FOLLOWS, ROUNDING, ROUNDING_SEED, MAXIMIZE, FOREACH, FUSED)
 EVERY_OPTION = tuple(value for value in list(globals().values()) if isinstance(value, Option))
+
+
+def check_together(group: dict[str, Any], where: str = "") -> None:
+    """Fail where options of a param group cannot be combined."""
+    if group["fused"] and group["foreach"]:
+        raise ValueError(f"Invalid fused{where}: True, with foreach=True. Only one can be True; leave both None.")
+    if group.get("momentum_dtype") == "float8" and (group["grad_rms"] is None or group["rounding"] == "nearest"):
+        raise ValueError(
+            f"Invalid momentum_dtype{where}: float8. It counts in the size of the gradient, and is rounded at random: "
+            "add grad_rms='auto' or a number, and rounding='stochastic', or use momentum_dtype='bfloat16'."
+        )
 
 
 def invalid(name: str, value: Any, allowed: str) -> ValueError:

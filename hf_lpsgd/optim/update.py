@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,15 +12,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..notices import warn_user
 from .kernels.hyperparameters import OF_STEP, Hyperparameters, hyperparameters
-from .kernels.rounding import ROUNDED, Key, key_of_step
-from .kernels.tensors import PLAIN_TENSOR_TYPES, SumOfSquares, local
+from .kernels.rounding import Key, key_of_step
+from .kernels.tensors import SumOfSquares, local
 from .measurement import Measurement, is_measuring
+from .options import check_together
 from .shards import Partitions, add_up, groups_of
 
 # In a param group with rounding="stochastic": the number of its updates so far, on which the random numbers depend.
 ROUNDED_STEPS = "rounded_steps"
+# In one with momentum_dtype="float8": the power of two in which its momentum counts; 0 until the gradient is measured.
+MOMENTUM_UNIT = "momentum_unit"
 
 Groups = Sequence[dict[str, Any]]
 
@@ -47,16 +50,11 @@ def calls_with_gradients(groups: Groups, optimizer: str) -> list[Call]:
 
 def check_gradients(call: Call, optimizer: str) -> None:
     """Fail where a gradient is of a kind that no implementation can use."""
-    for param, grad, index in zip(call.params, call.grads, call.indices, strict=True):
+    for grad, index in zip(call.grads, call.indices, strict=True):
         if grad.is_sparse:
             raise ValueError(
                 f"{optimizer} does not support sparse gradients, and {describe(call.group, index)} has one: "
                 "build its module with sparse=False, or give that parameter to torch.optim.SparseAdam."
-            )
-        if type(param) not in PLAIN_TENSOR_TYPES and hasattr(param, "to_local") and not hasattr(grad, "to_local"):
-            raise ValueError(
-                f"{describe(call.group, index)} is a DTensor and its gradient a plain tensor: make the gradient one "
-                "with torch.distributed.tensor.distribute_tensor."
             )
 
 
@@ -106,6 +104,9 @@ class Update:
             options["grad_rms"] = self.measurement.size
             if self.measurement.size is None:  # nothing is known yet, so the first update only measures
                 options["lr"] = 0.0
+        if group.get("momentum_dtype") == "float8" and not group.get(MOMENTUM_UNIT):
+            check_together(group)
+            options[MOMENTUM_UNIT] = group[MOMENTUM_UNIT] = _unit(options["grad_rms"])
         if group.get("rounding") == "stochastic":
             before = sum(len(other["params"]) for other in takewhile(lambda other: other is not group, self.groups))
             options["rounding"] = _key(group)
@@ -116,8 +117,6 @@ class Update:
 
     def end(self) -> None:
         """Count the update, and add up what was measured over the shards of the parameters."""
-        if self._rounded and not any(group.get(ROUNDED_STEPS) for group in self.groups):
-            _notice_no_effect(self.groups)
         for group in self._rounded.values():
             group[ROUNDED_STEPS] = group.get(ROUNDED_STEPS, 0) + 1
         if self.measurement is None:
@@ -140,6 +139,11 @@ class Update:
             yield Call(call.group, params, grads, indices), self._squares[key]  # type: ignore[arg-type]
 
 
+def _unit(size: float | None) -> float:
+    """Return the largest power of two that is not above a reference size; 0 while there is none."""
+    return 0.0 if size is None else 2.0 ** min(max(math.frexp(size)[1] - 1, -100), 80)
+
+
 def _key(group: dict[str, Any]) -> Key:
     """Return the random numbers of the group's next update."""
     if torch.compiler.is_compiling() or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
@@ -148,16 +152,3 @@ def _key(group: dict[str, Any]) -> Key:
             "draw. Make the step outside of them, or use rounding='nearest'."
         )
     return key_of_step(group["rounding_seed"], group.get(ROUNDED_STEPS, 0))
-
-
-def _notice_no_effect(groups: Groups) -> None:
-    """Warn if none of the groups that are to be rounded stochastically holds anything that is rounded."""
-    if not any(
-        group.get("momentum_dtype") == "bfloat16" or any(param.dtype in ROUNDED for param in group["params"])
-        for group in groups
-        if group.get("rounding") == "stochastic"
-    ):
-        warn_user(
-            "rounding='stochastic' has no effect here: neither parameters nor momentum are bfloat16 or float16. Mixed "
-            "precision (--bf16) and DeepSpeed keep weights in float32. Load the model with dtype=torch.bfloat16."
-        )

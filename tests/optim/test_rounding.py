@@ -2,7 +2,6 @@
 
 import copy
 import io
-import warnings
 
 import pytest
 import torch
@@ -104,7 +103,7 @@ def test_every_implementation_rounds_alike_to_the_bit(dtype, name, implement, ke
     options = {"momentum": 0.5, "rounding_seed": 3}
     expected = train(LPSGDM, params, grads, **options, **implement("single"))
     found = train(LPSGDM, params, grads, **options, **implement(name))
-    assert bool(kernel_calls) == (name in ("fused", "triton"))
+    assert bool(kernel_calls) == (name == "triton" or (name == "fused" and dtype != torch.float16))
     for one, other in zip(expected[0] + expected[1], found[0] + found[1], strict=True):
         assert torch.equal(one, other)
     other_seed = train(LPSGDM, params, grads, momentum=0.5, rounding_seed=4, **implement(name))
@@ -203,19 +202,6 @@ def test_random_numbers_follow_the_parameter_and_not_which_others_have_gradients
     assert torch.equal(with_all[2], without[2])
     assert not torch.equal(with_all[0], with_all[1])
     assert not torch.equal(with_all[1], with_all[2])
-
-
-def test_it_is_said_once_that_float32_is_not_rounded():
-    param = torch.nn.Parameter(torch.ones(3))
-    optimizer = LPSGDM([param], rounding="stochastic")
-    param.grad = torch.ones(3)
-    with pytest.warns(UserWarning, match=r"rounding='stochastic' has no effect here: .*dtype=torch.bfloat16"):
-        optimizer.step()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        optimizer.step()
-        with_momentum = LPSGDM([param], rounding="stochastic", momentum_dtype="bfloat16")
-        with_momentum.step()
 
 
 def test_every_kind_of_checkpoint_finds_the_number_of_updates():

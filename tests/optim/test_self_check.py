@@ -11,9 +11,10 @@ import torch
 from hf_lpsgd import LPSGD, LPSGDM
 from hf_lpsgd.environment import describe_environment
 from hf_lpsgd.optim.kernels import choice, cpu, cuda, self_check, torch_ops
+from hf_lpsgd.optim.kernels.rounding import FLOAT8
 
 CPU = torch.device("cpu")
-F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+F32, BF16, F16, F8 = torch.float32, torch.bfloat16, torch.float16, FLOAT8
 IN_USE = [
     (F32, F32, F32),
     (F32, F32, None),
@@ -23,6 +24,9 @@ IN_USE = [
     (F32, F32, BF16),
     (BF16, BF16, F32),
     (F32, BF16, F32),
+    (F32, F32, F8),
+    (BF16, BF16, F8),
+    (F16, F16, F8),
 ]
 
 
@@ -79,6 +83,10 @@ def other_random_numbers(tensors, hyper):
     return torch_step(tensors._replace(numbers=[number + 1 for number in tensors.numbers]), hyper)
 
 
+def other_unit(tensors, hyper):
+    return torch_step(tensors, hyper._replace(momentum_unit=2 * hyper.momentum_unit))
+
+
 def raising(tensors, hyper):
     raise RuntimeError("no such instruction")
 
@@ -114,7 +122,7 @@ def only_the_first(most):
 @pytest.mark.parametrize("dtypes", IN_USE, ids=str)
 def test_torchs_foreach_operations_and_the_cpu_kernel_agree_with_torchs_single_ones(dtypes):
     assert self_check.why_wrong(torch_step, CPU, dtypes) is None
-    if cpu.instructions() is not None:
+    if cpu.instructions() is not None and cpu.supports(CPU, *dtypes):
         assert self_check.why_wrong(cpu.step, CPU, dtypes) is None
 
 
@@ -134,6 +142,8 @@ def test_torchs_foreach_operations_and_the_cpu_kernel_agree_with_torchs_single_o
         (no_bound, IN_USE[0], "in a bounded step"),
         (nearest_always, IN_USE[2], "in a step with stochastic rounding"),
         (other_random_numbers, IN_USE[5], "in a step with stochastic rounding"),
+        (other_random_numbers, IN_USE[8], "float32 parameters, float32 gradients, uint8 momentum, a momentum is"),
+        (other_unit, IN_USE[9], "a parameter is"),
         (raising, IN_USE[0], "a step fails with RuntimeError: no such instruction"),
         (not_made, IN_USE[0], "a step fails with RuntimeError: it was not made"),
         (not_a_number, IN_USE[0], "a parameter is nan and not"),

@@ -8,7 +8,7 @@ import torch
 
 from hf_lpsgd.optim.kernels import cuda
 
-SCALARS = ("grad_weight", "rho", "eps", "weight_decay", "sign", "lr_scale", "bound")
+SCALARS = ("grad_weight", "rho", "eps", "weight_decay", "sign", "lr_scale", "bound", "momentum_unit")
 
 
 @pytest.fixture

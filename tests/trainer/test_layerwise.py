@@ -113,6 +113,8 @@ def test_what_cannot_be_honoured_is_refused_before_training(arguments, message, 
         ({"mixed_precision": "fp16"}, "fp16"),
         ({"deepspeed_plugin": object()}, "DeepSpeed"),
         ({"fsdp": "full_shard"}, "FSDP"),
+        ({"fsdp": True, "fsdp_plugin_args": {"fsdp_version": 1}}, "FSDP"),
+        ({"deepspeed_plugin": object(), "fsdp_plugin_args": {"fsdp_version": 2}}, "DeepSpeed"),
         ({"_n_gpu": 2}, "the 2 GPUs of one process"),
     ],
 )
@@ -142,6 +144,27 @@ def test_what_a_launcher_requests_is_refused(variable, value, named, make_traine
     args = make_trainer(**RUN).args
     monkeypatch.setenv(variable, value)
     with pytest.raises(ValueError, match=f"^it cannot train with {named}: "):
+        check_layerwise(args, "it", "leave it")
+
+
+@pytest.mark.parametrize("by_launcher", [True, False])
+def test_fsdp2_is_accepted_and_ddp_is_not(by_launcher, make_trainer, monkeypatch):
+    from hf_lpsgd.trainer.checks import check_layerwise
+
+    args = make_trainer(**RUN).args
+    monkeypatch.setattr(type(args), "world_size", 2)
+    with pytest.raises(
+        ValueError, match=r"^it cannot train with 2 processes: .* Use FSDP2 \(fsdp_version: 2\), start one process"
+    ):
+        check_layerwise(args, "it", "leave it")
+    if by_launcher:
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+        monkeypatch.setenv("FSDP_VERSION", "2")
+    else:
+        args.fsdp, args.fsdp_plugin_args = True, {"fsdp_version": 2}
+    check_layerwise(args, "it", "leave it")
+    args.gradient_accumulation_steps = 2
+    with pytest.raises(ValueError, match="it cannot train with --gradient_accumulation_steps 2"):
         check_layerwise(args, "it", "leave it")
 
 

@@ -10,6 +10,7 @@ from torch.autograd.graph import increment_version
 from ...notices import warn_once, warn_user
 from . import cpu, cuda, self_check, torch_ops
 from .hyperparameters import Hyperparameters
+from .rounding import FLOAT8
 from .tensors import PLAIN_TENSOR_TYPES, Dtypes, Tensors, share_memory_order
 
 _FOREACH_DEVICES = ("cuda", "xpu", "mtia")
@@ -62,6 +63,8 @@ def update(tensors: Tensors, hyper: Hyperparameters, foreach: bool | None, fused
     may_fuse = (fused or (fused is None and foreach is None)) and not torch.compiler.is_compiling()
     for same in _by_kind(tensors) if tensors.params else ():
         device = same.params[0].device
+        if FLOAT8 in same.dtypes and hyper.rounding is None:
+            raise ValueError("A momentum in uint8, which holds float8, needs the random numbers of an optimizer.")
         reason = why_not_fused(device) if may_fuse else None
         if may_fuse and reason is None:
             same = _update_by_kernel(device, same, hyper, bool(fused))

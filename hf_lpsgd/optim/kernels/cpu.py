@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from .hyperparameters import NUMBERS, Hyperparameters
-from .rounding import key_of_parameter
+from .rounding import FLOAT8, key_of_parameter
 from .tensors import Tensors
 
-_INTERFACE = 800 + len(NUMBERS)
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_INTERFACE = 900 + len(NUMBERS)
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, FLOAT8: 2}
 _OPENMP = ("GOMP_parallel", "omp_get_num_threads", "omp_get_thread_num")
 _INSTALL = "install a C++ compiler (apt install g++), then in a clone: pip install --force-reinstall --no-deps ."
 
@@ -80,7 +80,7 @@ def _most_threads() -> int:
 
 
 def supports(device: torch.device, *dtypes: torch.dtype | None) -> bool:
-    return {*dtypes} <= {None, *_DTYPES}
+    return {*dtypes} <= {None, *_DTYPES} and FLOAT8 not in dtypes[:2]
 
 
 def step(tensors: Tensors, hyper: Hyperparameters) -> bool:

@@ -16,7 +16,7 @@
 
 namespace {
 
-enum Dtype : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+enum Dtype : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat8 = 2 };
 // How the running mean is formed. Of the two ways to interpolate, the one with the smaller error, as torch.lerp does.
 enum Mean { kNoMomentum, kHeavyMomentum, kLightMomentum };
 
@@ -28,8 +28,8 @@ constexpr int64_t kPerThread = 32768;  // elements below which another thread co
 
 // As cpu.py gives them.
 struct Options {
-  float lr, decay;                                              // of the update; of the parameter
-  float weight, rho, eps, weight_decay, sign, lr_scale, bound;  // NUMBERS in hyperparameters.py
+  float lr, decay;                                                             // of the update; of the parameter
+  float weight, rho, eps, weight_decay, sign, lr_scale, bound, momentum_unit;  // NUMBERS in hyperparameters.py
 };
 
 // Elements of a parameter, its gradient and, if there is one, its buffer.
@@ -116,37 +116,26 @@ INLINE void update(float* param, const float* grad, float* buffer, int64_t size,
   update<mean_kind, true>(param, grad, buffer, size, options);
 }
 
-INLINE float from_float16(uint16_t half) {
-  const int32_t magnitude = half & 0x7fff;
-  const int32_t normal = (magnitude << 13) + (112 << 23);
-  // Computed without subnormal floats, which a thread may be set to treat as zero.
-  const int32_t subnormal = as_bits(static_cast<float>(magnitude) * 0x1p-24f);
-  const int32_t finite = magnitude < 0x0400 ? subnormal : normal;
-  const int32_t special = magnitude >= 0x7c00 ? 0x7f800000 : 0;  // infinities and NaN
-  return as_float(finite | special | ((half & 0x8000) << 16));
-}
-
-// Rounded to the nearest, or, if `stochastic`, by a random number of 16 bits as in rounding.py.
-template <bool stochastic>
-INLINE uint16_t to_float16(float value, int32_t random = 0) {
-  const int32_t bits = as_bits(value), magnitude = bits & 0x7fffffff;
-  const int32_t up = stochastic ? random >> 3 : 0xfff + ((magnitude >> 13) & 1);
-  const int32_t normal = (magnitude - 0x38000000 + up) >> 13;
-  // Of a subnormal number, 2^16 times its distance from zero in units of the last place.
-  const float distance = std::fabs(value) < 0x1p-14f ? std::fabs(value) : 0.0f;
-  const int32_t units = static_cast<int32_t>(distance * 0x1p40f);
-  const int32_t nearest = as_bits(as_float(magnitude) + 0.5f) - 0x3f000000;
-  const int32_t finite = magnitude >= 0x38800000 ? normal : stochastic ? (units + random) >> 16 : nearest;
-  const int32_t special = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
-  const int32_t half = magnitude >= 0x47800000 ? special : finite;
-  return static_cast<uint16_t>(half | ((bits >> 16) & 0x8000));
-}
-
 template <bool stochastic>
 INLINE uint16_t to_bfloat16(float value, uint32_t random = 0) {
   const uint32_t bits = static_cast<uint32_t>(as_bits(value));
   const uint32_t rounded = bits + (stochastic ? random : 0x7fffu + ((bits >> 16) & 1u));
   return static_cast<uint16_t>((value != value ? 0x7fc00000u : rounded) >> 16);
+}
+
+// float8 of the format e5m2, whose smallest normal number stands for `least`, a power of two; as in rounding.py.
+INLINE float from_float8(int8_t byte, float least) {
+  const int32_t magnitude = (byte & 0x7f) << 21, normal = magnitude + as_bits(least) - (1 << 23);
+  const int32_t finite = magnitude < 1 << 23 ? as_bits(as_float(magnitude + as_bits(least)) - least) : normal;
+  return as_float((magnitude >= 0x7c << 21 ? magnitude | 0x7f800000 : finite) | (byte & INT32_MIN));
+}
+
+INLINE uint8_t to_float8(float value, float least, int32_t random) {
+  const int32_t bits = as_bits(value), magnitude = bits & 0x7fffffff;
+  const float size = std::fabs(value);
+  const int32_t above = size < least ? as_bits(size + least) - as_bits(least) : magnitude - as_bits(least) + (1 << 23);
+  const int32_t rounded = (above + (random << 5)) >> 21, special = magnitude > 0x7f800000 ? 0x7e : 0x7c;
+  return static_cast<uint8_t>((magnitude >= 0x7f800000 ? special : std::min(rounded, 0x7b)) | ((bits >> 24) & 0x80));
 }
 
 // Random numbers of 16 bits for `size` elements from the place `start` on, which is even; as in rounding.py.
@@ -161,13 +150,12 @@ INLINE void draw(const uint32_t* key, int64_t start, int64_t size, uint16_t* num
     word += key1;
     word *= 0xd35a2d97u;
     word ^= word >> 15;
-    numbers[2 * i] = static_cast<uint16_t>(word);
-    numbers[2 * i + 1] = static_cast<uint16_t>(word >> 16);
+    std::memcpy(numbers + 2 * i, &word, sizeof word);  // the lower half first, as processors have it
   }
 }
 
 // Elements as float32: in place where that is possible, else converted into `scratch`.
-INLINE float* open(void* data, int32_t dtype, int64_t start, int64_t size, float* scratch) {
+INLINE float* open(void* data, int32_t dtype, int64_t start, int64_t size, float* scratch, float least = 0.0f) {
   float* floats = static_cast<float*>(data) + start;
   const uint16_t* halves = static_cast<const uint16_t*>(data) + start;
   if (dtype == kFloat32 && size % kLanes == 0) return floats;
@@ -176,14 +164,16 @@ INLINE float* open(void* data, int32_t dtype, int64_t start, int64_t size, float
   } else if (dtype == kBFloat16) {
     for (int64_t i = 0; i < size; ++i) scratch[i] = as_float(halves[i] << 16);
   } else {
-    for (int64_t i = 0; i < size; ++i) scratch[i] = from_float16(halves[i]);
+    const int8_t* bytes = static_cast<const int8_t*>(data) + start;
+    for (int64_t i = 0; i < size; ++i) scratch[i] = from_float8(bytes[i], least);
   }
   for (int64_t i = size; i % kLanes != 0; ++i) scratch[i] = 0.0f;
   return scratch;
 }
 
 // Where random numbers were `drawn`, they round the values.
-INLINE void close(void* data, int32_t dtype, int64_t start, int64_t size, const float* opened, const uint16_t* drawn) {
+INLINE void close(void* data, int32_t dtype, int64_t start, int64_t size, const float* opened, const uint16_t* drawn,
+                  float least = 0.0f) {
   float* floats = static_cast<float*>(data) + start;
   uint16_t* halves = static_cast<uint16_t*>(data) + start;
   if (dtype == kFloat32) {
@@ -192,10 +182,9 @@ INLINE void close(void* data, int32_t dtype, int64_t start, int64_t size, const 
     for (int64_t i = 0; i < size; ++i) halves[i] = to_bfloat16<false>(opened[i]);
   } else if (dtype == kBFloat16) {
     for (int64_t i = 0; i < size; ++i) halves[i] = to_bfloat16<true>(opened[i], drawn[i]);
-  } else if (drawn == nullptr) {
-    for (int64_t i = 0; i < size; ++i) halves[i] = to_float16<false>(opened[i]);
   } else {
-    for (int64_t i = 0; i < size; ++i) halves[i] = to_float16<true>(opened[i], drawn[i]);
+    uint8_t* bytes = static_cast<uint8_t*>(data) + start;
+    for (int64_t i = 0; i < size; ++i) bytes[i] = to_float8(opened[i], least, drawn[i]);
   }
 }
 
@@ -211,20 +200,21 @@ INLINE void update_piece(const Piece& piece, const int32_t* dtypes, const Option
   alignas(64) float params[kTile + kApart], grads[kTile + kApart], buffers[kTile + kApart];
   alignas(64) uint16_t drawn[kTile + kLanes];
   const uint16_t* random = piece.key == nullptr ? nullptr : drawn;
+  const float least = options.momentum_unit * 0x1p-14f;
   for (int64_t start = piece.start, size; start < piece.end; start += size) {
     size = std::min(piece.end - start, kTile);
     if (size > kLanes) size -= size % kLanes;
     const int64_t padded = (size + kLanes - 1) / kLanes * kLanes;
     float* param = open(piece.param, dtypes[0], start, size, params);
     const float* grad = open(piece.grad, dtypes[1], start, size, grads);
-    float* buffer = piece.buffer == nullptr ? nullptr : open(piece.buffer, dtypes[2], start, size, buffers);
+    float* buffer = piece.buffer == nullptr ? nullptr : open(piece.buffer, dtypes[2], start, size, buffers, least);
     if (buffer == nullptr) update<kNoMomentum>(param, grad, buffer, padded, options);
     else if (options.weight < 0.5f) update<kHeavyMomentum>(param, grad, buffer, padded, options);
     else update<kLightMomentum>(param, grad, buffer, padded, options);
     if (squares != nullptr) *squares += sum_of_squares(buffer == nullptr ? grad : buffer, size);
     if (random != nullptr) draw(piece.key, start, size, drawn);
     close(piece.param, dtypes[0], start, size, param, random);
-    if (buffer != nullptr) close(piece.buffer, dtypes[2], start, size, buffer, random);
+    if (buffer != nullptr) close(piece.buffer, dtypes[2], start, size, buffer, random, least);
   }
 }
 
@@ -295,7 +285,7 @@ int64_t cut(int64_t bound, int64_t first, int64_t size) {
 extern "C" {
 
 // Changes whenever a signature below does, so that a library built from other sources is not called.
-int32_t hf_lpsgd_interface() { return 800 + (sizeof(Options) / sizeof(float)) - 2; }
+int32_t hf_lpsgd_interface() { return 900 + (sizeof(Options) / sizeof(float)) - 2; }
 
 void hf_lpsgd_use_openmp(decltype(OpenMP::parallel) parallel, int (*team)(), int (*thread)()) {
   openmp = {parallel, team, thread};

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .hyperparameters import NUMBERS, Hyperparameters
-from .rounding import signed
+from .rounding import FLOAT8, signed
 from .tensors import Tensors
 
 # Elements that one program of the kernel updates, and its warps. Each thread has 8 elements of each tensor in flight,
@@ -58,7 +58,8 @@ def supports(device: torch.device, *dtypes: torch.dtype | None) -> bool:
     # Older versions of triton cannot compile bfloat16 for older GPUs.
     if torch.bfloat16 in dtypes and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         return False
-    return {*dtypes} <= {None, torch.float32, torch.bfloat16, torch.float16}
+    supported = {None, torch.float32, torch.bfloat16, torch.float16}
+    return {*dtypes[:2]} <= supported and {*dtypes[2:]} <= {*supported, FLOAT8}
 
 
 def step(tensors: Tensors, hyper: Hyperparameters) -> bool:

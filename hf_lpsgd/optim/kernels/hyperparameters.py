@@ -14,6 +14,8 @@ from .tensors import SumOfSquares
 SATURATION = 0.1
 # AdamW moves most elements by a part of its learning rate: with a half, its learning rates serve here too.
 MOST_MOVED = 0.5
+# Of a momentum in float8 before the size of the gradient is known: so large that nothing of it is left.
+_UNKNOWN = 2.0**100
 
 
 class Hyperparameters(NamedTuple):
@@ -27,8 +29,9 @@ class Hyperparameters(NamedTuple):
     sign: float = 1.0  # -1 to ascend
     lr_scale: float = 1.0  # the learning rate of the update over that of the decay
     bound: float = math.inf  # magnitude at which the gradient, or its average, is cut off for the update
+    momentum_unit: float = 1.0  # of a momentum in float8, a power of two
     squares: SumOfSquares | None = None  # gathers those of the gradient, or of its average, before the cut
-    rounding: Key | None = None  # of the step; None rounds to nearest
+    rounding: Key | None = None  # of the step; None rounds to nearest, which a momentum in float8 never is
 
 
 # What the compiled kernels take beside the learning rate. cpu_kernel.cpp has them in this order.
@@ -44,17 +47,18 @@ def hyperparameters(
     momentum: float = 0.0,
     maximize: bool = False,
     grad_rms: float | None = None,
+    momentum_unit: float = 1.0,
     squares: SumOfSquares | None = None,
     rounding: Key | None = None,
 ) -> Hyperparameters:
     """Turn the options of a step into the numbers that the implementations read."""
-    rho, sign = float((p - 2.0) / (p - 1.0)), -1.0 if maximize else 1.0
-    if grad_rms is None:
-        return Hyperparameters(lr, 1 - momentum, rho, eps, weight_decay, sign, squares=squares, rounding=rounding)
-    bound = SATURATION * grad_rms
-    # m/bound / (|m|/bound)^rho is m / |m|^rho times bound^(rho - 1).
-    lr_scale, eps = MOST_MOVED * bound ** (rho - 1.0), eps * grad_rms
-    return Hyperparameters(lr, 1 - momentum, rho, eps, weight_decay, sign, lr_scale, bound, squares, rounding)
+    rho, sign, lr_scale, bound = float((p - 2.0) / (p - 1.0)), -1.0 if maximize else 1.0, 1.0, math.inf
+    if grad_rms is not None:
+        bound = SATURATION * grad_rms
+        # m/bound / (|m|/bound)^rho is m / |m|^rho times bound^(rho - 1).
+        lr_scale, eps = MOST_MOVED * bound ** (rho - 1.0), eps * grad_rms
+    numbers = (lr, 1 - momentum, rho, eps, weight_decay, sign, lr_scale, bound, momentum_unit or _UNKNOWN)
+    return Hyperparameters(*numbers, squares, rounding)
 
 
 # The options that a step depends on, by the names that they have in a param group.

@@ -1,4 +1,4 @@
-"""Stochastic rounding to bfloat16 and float16: up or down at random, so that the mean is the exact value.
+"""Stochastic rounding to bfloat16, float16 and float8: up or down at random, so that the mean is the exact value.
 
 A value that lies a share s of the way between its two neighbours is rounded up with the probability s, to within
 2^-16. So a change of a weight that is far below the distance of its neighbours takes place at times, where rounding to
@@ -15,8 +15,10 @@ from torch import Tensor
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0x21F0AAAD, 0xD35A2D97)
 
+# A momentum in float8 has the bits of torch.float8_e5m2, as bytes: gloo, pickle and torch.equal know no float8.
+FLOAT8 = torch.uint8
 # The types that values are rounded to; wider ones hold what is computed as it is.
-ROUNDED = (torch.bfloat16, torch.float16)
+ROUNDED = (torch.bfloat16, torch.float16, FLOAT8)
 
 # Two words of 32 bits: of a step, or of a parameter at that step.
 Key = tuple[int, int]
@@ -66,18 +68,29 @@ def signed(word: int) -> int:
     return word - (word >> 31 << 32)
 
 
-def rounded(values: Tensor, random: Tensor, dtype: torch.dtype) -> Tensor:
-    """`values` in `dtype`, one of `ROUNDED`, each rounded by its random number of 16 bits."""
+def rounded(values: Tensor, random: Tensor | int, dtype: torch.dtype, unit: float = 1.0) -> Tensor:
+    """`values` in `dtype`, one of `ROUNDED`, each rounded by its random number of 16 bits.
+
+    float8 counts in a `unit`, which is a power of two. What is finite stays so: it is cut off at 57,344 units.
+    """
     values = values.to(torch.float32)
     bits = values.view(torch.int32)
     if dtype == torch.bfloat16:
         result = ((bits + random) >> 16).to(torch.int16).view(dtype)
         return torch.where(values.isnan(), torch.full_like(result, torch.nan), result)
-    magnitude = bits & 0x7FFFFFFF
-    normal = (magnitude - 0x38000000 + (random >> 3)) >> 13
-    # Of a subnormal number, 2^16 times its distance from zero in units of the last place.
-    units = ((magnitude & 0x7FFFFF | 0x800000) << 2) >> (112 - (magnitude >> 23)).clamp_(0, 31)
-    half = torch.where(magnitude < 0x38800000, (units + random) >> 16, normal)
-    half = torch.where(magnitude >= 0x47800000, 0x7C00, half)
-    half = torch.where(magnitude > 0x7F800000, 0x7E00, half)
-    return (half | ((bits >> 16) & 0x8000)).to(torch.int16).view(dtype)
+    # The bits of float8 are those of float16 without the last 8.
+    last, infinity = (0, 0x7C) if dtype == FLOAT8 else (8, 0x7C00)
+    sizes = (values / unit).abs()
+    # With the smallest normal number added, a subnormal one has its last place where that of others is.
+    is_subnormal = sizes < 2.0**-14
+    above = torch.where(is_subnormal, sizes + 2.0**-14, sizes).view(torch.int32)
+    above -= torch.where(is_subnormal, 0x38800000, 0x38000000)
+    result = ((above + (random << 5 >> last)) >> (21 - last)).clamp_(max=infinity - (last == 0))
+    result = torch.where(values.isinf(), infinity, result)
+    result = torch.where(values.isnan(), infinity | 2 << last, result) | (bits >> (24 - last)) & (0x80 << last)
+    return result.to(FLOAT8) if dtype == FLOAT8 else result.to(torch.int16).view(dtype)
+
+
+def from_float8(momentum: Tensor, unit: float, dtype: torch.dtype) -> Tensor:
+    """The values, in `dtype`, of a momentum in float8."""
+    return (momentum.to(torch.int16) << 8).view(torch.float16).to(dtype) * unit

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import torch_ops
 from .hyperparameters import Hyperparameters
-from .rounding import ROUNDED, key_of_step
+from .rounding import FLOAT8, ROUNDED, key_of_step, rounded
 from .tensors import Dtypes, SumOfSquares, Tensors
 
 Step = Callable[[Tensors, Hyperparameters], bool]
@@ -22,6 +22,8 @@ _SIZES, _LARGE = (2053, 301, 1), (70_000,)
 # By how much of themselves values may differ. Those of 16 bits may differ by a unit in the last place, and seldom: the
 # float32 values that are rounded differ by far less.
 _RELATIVE = {torch.float32: 1e-5, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
+_RELATIVE[FLOAT8] = 128.0  # of its bits, where the next value may be in place of one
+_UNIT = 2.0**-6  # of a momentum in float8
 
 
 @torch.no_grad()
@@ -73,6 +75,8 @@ def _results(step: Step, case: _Case, device: torch.device, dtypes: Dtypes) -> d
     squares = SumOfSquares()
     if hyper.squares is not None:
         hyper = hyper._replace(squares=squares)
+    if FLOAT8 in dtypes:
+        hyper = hyper._replace(rounding=hyper.rounding or key_of_step(0, 2), momentum_unit=_UNIT)
     if not step(Tensors(params, grads, buffers[0] if buffers else None, range(len(sizes))), hyper):
         raise RuntimeError("it was not made")
     results = {"a parameter": torch.cat(params).cpu()}
@@ -90,6 +94,8 @@ def _values(size: int, number: int, kind: int, device: torch.device, dtype: torc
     signs = 1 - 2 * (places % 3 == 0).float()
     turns = places * (1.7 + kind) + number
     values = signs * turns.sin().abs() * 10.0 ** (1.5 * turns.cos() - 1.5)
+    if dtype == FLOAT8:
+        values = rounded(values, 2**15, FLOAT8, _UNIT)
     shift = number % 2
     return torch.empty(size + shift, dtype=dtype, device=device)[shift:].copy_(values)
 

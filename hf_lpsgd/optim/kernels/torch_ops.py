@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .hyperparameters import Hyperparameters
-from .rounding import ROUNDED, key_of_parameter, random_numbers, rounded
+from .rounding import FLOAT8, ROUNDED, from_float8, key_of_parameter, random_numbers, rounded
 from .tensors import Block, Tensors, blocks
 
 # Elements of a block. On a CPU a temporary takes 1 MiB. On an accelerator a block is large enough to fill the device,
@@ -50,12 +50,12 @@ def _update(batch: list[Block], hyper: Hyperparameters, foreach: bool) -> None:
         # Not a foreach call on one tensor: torch.vmap maps none, and on CUDA they may round otherwise.
         return [getattr(first[0], operation)(*(o[0] if isinstance(o, list) else o for o in others), **options)]
 
-    def write(targets: list[Tensor], values: list[Tensor]) -> None:
+    def write(targets: list[Tensor], values: list[Tensor], unit: float = 1.0) -> None:
         if hyper.rounding is None or targets[0].dtype not in ROUNDED:
             apply("copy_", targets, values)
             return
         for target, value, numbers in zip(targets, values, random, strict=True):
-            target.copy_(rounded(value, numbers, target.dtype))
+            target.copy_(rounded(value, numbers, target.dtype, unit))
 
     params, grads, *momentum = (list(column) for column in zip(*(block.tensors for block in batch), strict=True))
     dtype = torch.float64 if params[0].dtype == torch.float64 else torch.float32
@@ -66,10 +66,12 @@ def _update(batch: list[Block], hyper: Hyperparameters, foreach: bool) -> None:
     if hyper.sign < 0:
         means = list(apply("neg", means))
     for buffers in momentum:
-        grads, means = means, [buffer.to(dtype) for buffer in buffers]
+        is_float8 = buffers[0].dtype == FLOAT8
+        unit = hyper.momentum_unit if is_float8 else 1.0
+        grads, means = means, [from_float8(one, unit, dtype) if is_float8 else one.to(dtype) for one in buffers]
         apply("lerp_", means, grads, hyper.grad_weight)
         if buffers[0].dtype != dtype:
-            write(buffers, means)
+            write(buffers, means, unit)
     if hyper.squares is not None:
         for mean in means:
             wide = torch.float64 if mean.device.type in _HAVE_FLOAT64 else torch.float32

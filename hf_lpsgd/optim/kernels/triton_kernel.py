@@ -4,7 +4,10 @@ import torch
 import triton
 import triton.language as tl
 
+from .rounding import FLOAT8
+
 DTYPES = {None: None, torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+DTYPES[FLOAT8] = tl.uint8  # integers, so no GPU needs to know float8
 
 
 # fmt: off
@@ -13,7 +16,7 @@ def lp_step(
     table, tensor_of_block, squares, key0, key1, lr,
     PARAM_DTYPE: tl.constexpr, GRAD_DTYPE: tl.constexpr, BUFFER_DTYPE: tl.constexpr,
     LR_IS_TENSOR: tl.constexpr, MEASURE: tl.constexpr, STOCHASTIC: tl.constexpr,
-    grad_weight, rho, eps, weight_decay, sign, lr_scale, bound, BLOCK: tl.constexpr,
+    grad_weight, rho, eps, weight_decay, sign, lr_scale, bound, momentum_unit, BLOCK: tl.constexpr,
 ):
     """Update one block of one tensor.
 
@@ -21,7 +24,7 @@ def lp_step(
     of elements, the number of the first block, whether all addresses are multiples of 16, and the number of the
     parameter in its optimizer. `tensor_of_block` gives the row of each block. BUFFER_DTYPE is None for LPSGD. With
     MEASURE, the sum of the squares of a block's means, or for LPSGD of its gradients, goes to `squares`. With
-    STOCHASTIC, what is stored in 16 bits is rounded as in rounding.py; `key0` and `key1` are those of the step.
+    STOCHASTIC, what is stored in 16 bits or 8 is rounded as in rounding.py; `key0` and `key1` are those of the step.
     """
     block = tl.program_id(0)
     row = table + tl.load(tensor_of_block + block) * 7
@@ -41,13 +44,13 @@ def lp_step(
         _update(
             tl.multiple_of(param, 16), tl.multiple_of(grad, 16), tl.multiple_of(buffer, 16),
             start, remaining, squares + block, key0, key1,
-            lr, grad_weight, rho, eps, weight_decay, sign, lr_scale, bound,
+            lr, grad_weight, rho, eps, weight_decay, sign, lr_scale, bound, momentum_unit,
             BUFFER_DTYPE is not None, MEASURE, STOCHASTIC, True, BLOCK,
         )
     else:
         _update(
             param, grad, buffer, start, remaining, squares + block, key0, key1,
-            lr, grad_weight, rho, eps, weight_decay, sign, lr_scale, bound,
+            lr, grad_weight, rho, eps, weight_decay, sign, lr_scale, bound, momentum_unit,
             BUFFER_DTYPE is not None, MEASURE, STOCHASTIC, False, BLOCK,
         )
 # fmt: on
@@ -69,21 +72,30 @@ def _mix(word, key):
 
 
 @triton.jit
-def _rounded(value, random, DTYPE: tl.constexpr, STOCHASTIC: tl.constexpr):
-    """Return `value` as DTYPE, rounded to the nearest, or stochastically as in rounding.py where DTYPE has 16 bits."""
+def _rounded(value, random, unit, DTYPE: tl.constexpr, STOCHASTIC: tl.constexpr):
+    """Return `value` as DTYPE, rounded to the nearest, or stochastically as in rounding.py where DTYPE is narrower."""
     bits = value.to(tl.uint32, bitcast=True)
     if STOCHASTIC and DTYPE == tl.bfloat16:  # noqa: SIM300
         result = tl.where(value == value, bits + random, 0x7FC00000) >> 16
         return result.to(tl.uint16).to(tl.bfloat16, bitcast=True)
-    elif STOCHASTIC and DTYPE == tl.float16:  # noqa: SIM300
-        magnitude = bits & 0x7FFFFFFF
-        normal = (magnitude - 0x38000000 + (random >> 3)) >> 13
-        shift = tl.minimum(tl.maximum(112 - (magnitude >> 23).to(tl.int32), 0), 31).to(tl.uint32)
-        units = (((magnitude & 0x7FFFFF) | 0x800000) << 2) >> shift
-        half = tl.where(magnitude < 0x38800000, (units + random) >> 16, normal)
-        half = tl.where(magnitude >= 0x47800000, 0x7C00, half)
-        half = tl.where(magnitude > 0x7F800000, 0x7E00, half)
-        return (half | ((bits >> 16) & 0x8000)).to(tl.uint16).to(tl.float16, bitcast=True)
+    elif STOCHASTIC and DTYPE != tl.float32:  # noqa: SIM300
+        last: tl.constexpr = 8 if DTYPE == tl.float16 else 0  # noqa: SIM300
+        infinity: tl.constexpr = 0x7C << last
+        largest: tl.constexpr = infinity if last == 8 else infinity - 1
+        # A division need not be exact; 1 / 2^e has the exponent -e.
+        inverse = 0x7F000000 - tl.full((), unit, tl.float32).to(tl.int32, bitcast=True)
+        sizes = tl.abs(value * inverse.to(tl.float32, bitcast=True))
+        is_subnormal = sizes < 6.103515625e-05
+        above = tl.where(is_subnormal, sizes + 6.103515625e-05, sizes).to(tl.int32, bitcast=True)
+        above -= tl.where(is_subnormal, 0x38800000, 0x38000000)
+        result = tl.minimum((above + (random.to(tl.int32) << 5 >> last)) >> (21 - last), largest)
+        result = tl.where((bits & 0x7FFFFFFF) == 0x7F800000, infinity, result)
+        result = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, infinity | 2 << last, result)
+        result |= ((bits >> (24 - last)) & (0x80 << last)).to(tl.int32)
+        if last == 8:
+            return result.to(tl.uint16).to(tl.float16, bitcast=True)
+        else:
+            return result.to(tl.uint8)
     else:
         return value.to(DTYPE)
 
@@ -92,7 +104,7 @@ def _rounded(value, random, DTYPE: tl.constexpr, STOCHASTIC: tl.constexpr):
 @triton.jit
 def _update(
     params, grads, buffers, start, remaining, squares, key0, key1,
-    lr, grad_weight, rho, eps, weight_decay, sign, lr_scale, bound,
+    lr, grad_weight, rho, eps, weight_decay, sign, lr_scale, bound, momentum_unit,
     HAS_BUFFER: tl.constexpr, MEASURE: tl.constexpr, STOCHASTIC: tl.constexpr, WHOLE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -108,11 +120,14 @@ def _update(
     param = tl.load(params, mask=mask).to(tl.float32)
     mean = sign * tl.load(grads, mask=mask).to(tl.float32)
     if HAS_BUFFER:
-        buffer = tl.load(buffers, mask=mask).to(tl.float32)
+        buffer, unit = tl.load(buffers, mask=mask), 1.0
+        if buffers.dtype.element_ty == tl.uint8:
+            buffer, unit = (buffer.to(tl.uint16) << 8).to(tl.float16, bitcast=True), momentum_unit
+        buffer = buffer.to(tl.float32) * unit
         # Of the two ways to interpolate, the one with the smaller error, as torch.lerp does.
         change = mean - buffer
         mean = tl.where(grad_weight < 0.5, buffer + grad_weight * change, mean - (1.0 - grad_weight) * change)
-        tl.store(buffers, _rounded(mean, random, buffers.dtype.element_ty, STOCHASTIC), mask=mask)
+        tl.store(buffers, _rounded(mean, random, unit, buffers.dtype.element_ty, STOCHASTIC), mask=mask)
     if MEASURE:
         square = mean * mean if WHOLE else tl.where(offsets < remaining, mean * mean, 0.0)
         tl.store(squares, tl.reduce(square, 0, _add))
@@ -135,4 +150,4 @@ def _update(
     scale = tl.exp2(-rho * exponent.to(tl.float32) - rho * (log2 * z))
     scale = tl.where((magnitude > 3.4028234663852886e38) & (rho > 0.0), 0.0, scale)
     param = (1.0 - lr * weight_decay) * param - (lr * lr_scale * mean) * scale
-    tl.store(params, _rounded(param, random, params.dtype.element_ty, STOCHASTIC), mask=mask)
+    tl.store(params, _rounded(param, random, 1.0, params.dtype.element_ty, STOCHASTIC), mask=mask)

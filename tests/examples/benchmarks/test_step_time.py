@@ -16,6 +16,7 @@ CONTENDERS = {
     *(f"{name}, {how}" for name in ("LPSGDM", "LPSGD") for how in ("default", "single", "foreach", "fused")),
     "LPSGDM, grad_rms, given",
     "LPSGDM, grad_rms, measured",
+    "LPSGDM, grad_rms, float8 momentum",
     "LPSGDM, bfloat16 momentum",
     "LPSGDM, bfloat16 momentum, stochastic rounding",
     *(f"{name}, {how}" for name in ("SGD, momentum", "AdamW") for how in ("foreach", "fused")),
@@ -52,7 +53,17 @@ def test_every_optimizer_is_timed_beside_a_copy_and_what_does_not_fit_is_left_ou
         assert len(values["seconds"]) == 4
         assert values["median_seconds"] == median(values["seconds"]) > 0
         # Parameter read and written, gradient read, state read and written, in float32.
-        numbers = 3 if "LPSGD," in name else 7 if "AdamW" in name else 4 if "bfloat16" in name else 5
+        numbers = (
+            3
+            if "LPSGD," in name
+            else 7
+            if "AdamW" in name
+            else 4
+            if "bfloat16" in name
+            else 3.5
+            if "float8" in name
+            else 5
+        )
         assert values["bytes_moved"] == numbers * 4 * 210_005
     assert {"command", "commit", "versions", "device", "threads"} <= output.keys()
     text = capsys.readouterr().out
