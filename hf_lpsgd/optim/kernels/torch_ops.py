@@ -19,6 +19,9 @@ from .tensors import Block, Tensors, blocks
 _CPU_BLOCK = 2**18
 _DEVICE_BLOCK = 2**21
 
+# Of threads that make the first call of one of MKL's functions at once, one can get wrong values (pytorch #188792).
+torch.ones(1, dtype=torch.float32, device="cpu").log2_().exp2_()
+
 # Others, such as MPS, lack float64.
 _HAVE_FLOAT64 = ("cpu", "cuda")
 
