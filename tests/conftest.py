@@ -1,3 +1,4 @@
+import gc
 import os
 import shutil
 import tempfile
@@ -6,6 +7,8 @@ import pytest
 from covering import pytest_collection_modifyitems  # noqa: F401
 from launch import PRELOADED, ForkServer
 from paths import QUICK_PYTHON
+
+from hf_lpsgd import notices
 
 # For this process, those of pytest-xdist, and all that they start. Threads that wait for work do not take the cores
 # from each other.
@@ -24,6 +27,18 @@ def pytest_configure(config):
 def pytest_unconfigure(config):
     if hasattr(config, "hf_home"):
         shutil.rmtree(config.hf_home, ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_was_imported_is_no_garbage():
+    """Keeps the collector away from what is there already: each training collects garbage, a fifth of all the time."""
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def nothing_was_said_before():
+    """Lets each test hear what is said once in a process."""
+    notices.warn_once.cache_clear()
 
 
 @pytest.fixture(scope="session")

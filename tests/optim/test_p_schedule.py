@@ -9,15 +9,10 @@ import torch
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.optim.lr_scheduler import ConstantLR, LambdaLR, LinearLR, OneCycleLR, ReduceLROnPlateau, SequentialLR
 
-from hf_lpsgd import LPSGD, LPSGDM, notices, tie_p_schedule
+from hf_lpsgd import LPSGD, LPSGDM, tie_p_schedule
 
 OPTIMIZERS = pytest.mark.parametrize("cls", [LPSGD, LPSGDM])
 STAYS = "The learning rate falls, and p stays at p_max: nothing ties it to the rate"
-
-
-@pytest.fixture(autouse=True)
-def nothing_was_said_before():
-    notices.warn_once.cache_clear()
 
 
 def make(cls=LPSGDM, **options):

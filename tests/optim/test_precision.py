@@ -8,7 +8,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.optim.lr_scheduler import CyclicLR, LambdaLR, OneCycleLR
 
-from hf_lpsgd import LPSGD, LPSGDM, notices, step_in_backward
+from hf_lpsgd import LPSGD, LPSGDM, step_in_backward
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -16,7 +16,6 @@ BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 @pytest.fixture(autouse=True)
 def said():
     """What was warned of in a test, but that p follows no learning rate."""
-    notices.warn_once.cache_clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield lambda: [text for one in caught if "p stays at p_max" not in (text := str(one.message))]

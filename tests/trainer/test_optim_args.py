@@ -4,7 +4,7 @@ import pytest
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
-from hf_lpsgd import LPSGD, LPSGDM, notices
+from hf_lpsgd import LPSGD, LPSGDM
 from hf_lpsgd.optim.kernels import choice
 from hf_lpsgd.trainer import OptimArgs, optim_args, validate_optim_args
 from hf_lpsgd.trainer.optim_args import optimizer_class_and_kwargs
@@ -117,7 +117,6 @@ def test_fused_where_it_cannot_be_is_told_by_the_trainers_constructor(make_train
 
 
 def test_a_momentum_that_bfloat16_holds_too_coarsely_is_told_once_by_the_trainers_constructor(make_trainer):
-    notices.warn_once.cache_clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer = make_trainer(optim_args="momentum=0.995,momentum_dtype=bfloat16", max_steps=2)

@@ -16,7 +16,7 @@ from trainer_model import TinyModel
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import SchedulerType
 
-from hf_lpsgd import LPSGD, LPSGDM, notices, tie_p_schedule
+from hf_lpsgd import LPSGD, LPSGDM, tie_p_schedule
 from hf_lpsgd.optim.kernels import cpu
 from hf_lpsgd.schedules import current_tie
 from hf_lpsgd.wrappers import unwrap_optimizer
@@ -62,7 +62,6 @@ def test_p_is_p_max_through_the_warm_up_falls_to_2_and_is_saved_with_the_state(n
 def test_bfloat16_weights_that_hardly_change_at_the_learning_rate_are_told_once(
     lr, optim_args, times, warmup, make_trainer
 ):
-    notices.warn_once.cache_clear()
     trainer = make_trainer(
         learning_rate=lr,
         optim_args=optim_args,

@@ -15,8 +15,8 @@ from .tensors import Dtypes, SumOfSquares, Tensors
 Step = Callable[[Tensors, Hyperparameters], bool]
 _Case = tuple[tuple[int, ...], Hyperparameters]
 
-# One element, so that one thread makes the first call of MKL's functions: see torch_ops.py. Vectors and a tail, which
-# begin one element into their memory; two whole blocks of the CUDA kernel and a tail. And elements for several threads.
+# One element, so that one thread makes the first call of MKL's functions, as in torch_ops.py. Vectors and a tail, which
+# begin one element into their memory; two whole blocks of the CUDA kernel and a tail. And one for several threads.
 _SIZES, _LARGE = (1, 301, 2053), (70_000,)
 
 # By how much of themselves values may differ. Those of 16 bits may differ by a unit in the last place, and seldom: the
