@@ -15,7 +15,7 @@ from .tensors import Dtypes, SumOfSquares, Tensors
 Step = Callable[[Tensors, Hyperparameters], bool]
 _Case = tuple[tuple[int, ...], Hyperparameters]
 
-# One element, so that one thread makes the first call of MKL's functions, as in torch_ops.py. Vectors and a tail, which
+# One element, so that one thread makes the first call of MKL's functions (see torch_ops.py). Vectors and a tail that
 # begin one element into their memory; two whole blocks of the CUDA kernel and a tail. And one for several threads.
 _SIZES, _LARGE = (1, 301, 2053), (70_000,)
 
