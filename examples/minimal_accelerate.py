@@ -21,7 +21,7 @@ def main() -> None:
     targets = inputs[:, :1] * inputs[:, 1:2] + inputs[:, 2:3]
     loader = DataLoader(TensorDataset(inputs, targets), batch_size=32, shuffle=True)
     model = torch.nn.Sequential(torch.nn.Linear(4, 64), torch.nn.GELU(), torch.nn.Linear(64, 1))
-    optimizer = LPSGDM(model.parameters(), lr=1e-2, p_max=20)
+    optimizer = LPSGDM(model.parameters(), lr=1e-2, grad_rms="auto", momentum=0.6)
 
     # Counted before `prepare`. Accelerate shares the batches out, and steps the LR scheduler once per process.
     steps = EPOCHS * len(loader)
