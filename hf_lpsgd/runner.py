@@ -75,7 +75,7 @@ def _become(line: list[str], is_python: bool, arguments: list[str]) -> NoReturn:
     try:
         os.execve(file, [*line, *arguments], {**os.environ, "PYTHONPATH": path})
     except OSError as error:
-        _fail(f"cannot start {file}: {error.strerror}")
+        _fail(f"cannot start {file}, or the program in its first line: {error.strerror}")
 
 
 def _found(program: str) -> tuple[str, bool]:
