@@ -29,6 +29,7 @@ def prepare(cls: type[Any], present: Sequence[dict[str, Any]], state: dict[str, 
     for index, group in enumerate(state["param_groups"]):
         before = present[index] if present else {}
         missing = [f"no {one.name}" for one in options if one in _IN_EVERY_STATE and one.name not in group]
+        missing += ["no momentum_unit"] * (group.get("momentum_dtype") == "float8" and "momentum_unit" not in group)
         foreign = [one.name for one in EVERY_OPTION if before and one.name in group and one.name not in before]
         if missing or foreign:
             raise ValueError(

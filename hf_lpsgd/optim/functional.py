@@ -1,7 +1,4 @@
-"""The LPSGD and LPSGDM updates on lists of tensors, without any optimizer state.
-
-[`hf_lpsgd.optim.kernels`][] says what all implementations have in common.
-"""
+"""The LPSGD and LPSGDM updates on lists of tensors, without any optimizer state."""
 
 from __future__ import annotations
 

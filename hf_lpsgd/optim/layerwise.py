@@ -139,7 +139,8 @@ class StepInBackward(AbstractContextManager["StepInBackward"]):
         """Return the present update; begin it if there is none."""
         if self._update is None:
             size = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-            if size > 1 and not all(hasattr(param, "device_mesh") for param in self._handles):
+            meshes = [getattr(param, "device_mesh", None) for param in self._handles]
+            if size > 1 and any(mesh is None or mesh.size() != size for mesh in meshes):
                 raise RuntimeError(
                     f"A step in the backward pass cannot train with {size} processes: they average their gradients "
                     "afterwards. Use the ordinary step, FSDP2 (fully_shard), or one process."

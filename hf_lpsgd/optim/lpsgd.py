@@ -137,9 +137,11 @@ class LPSGDM(LpOptimizer):
             state, dtype = self.state[param], named or param.dtype
             buffer = state.get("momentum_buffer")
             if buffer is None or (buffer.dtype is not dtype and (unit or dtype is not FLOAT8)):
-                state["momentum_buffer"] = torch.zeros_like(param, dtype=dtype)
+                state["momentum_buffer"] = new = torch.zeros_like(param, dtype=dtype)
                 if buffer is not None:  # the option was changed
-                    _convert(local(buffer), local(state["momentum_buffer"]), unit or 1.0)
+                    values, unit = local(buffer), unit or 1.0
+                    values = from_float8(values, unit, torch.float32) if buffer.dtype == FLOAT8 else values
+                    local(new).copy_(rounded(values, 2**15, FLOAT8, unit) if dtype == FLOAT8 else values)
             buffers.append(state["momentum_buffer"])
         return buffers
 
@@ -166,9 +168,3 @@ class LPSGDM(LpOptimizer):
                     dtype = buffer.dtype  # the next step converts it
                 if buffer is not None and dtype != param.dtype:
                     self.state[param]["momentum_buffer"] = buffer.to(device=param.device, dtype=dtype)
-
-
-def _convert(buffer: Tensor, target: Tensor, unit: float) -> None:
-    """Copy a momentum into one of another dtype, rounded to the nearest."""
-    values = from_float8(buffer, unit, torch.float32) if buffer.dtype == FLOAT8 else buffer
-    target.copy_(rounded(values, 2**15, FLOAT8, unit) if target.dtype == FLOAT8 else values)

@@ -94,6 +94,15 @@ class Update:
     _rounded: dict[int, dict[str, Any]] = field(default_factory=dict)  # the groups rounded stochastically, by their id
     _device: torch.device | None = None
 
+    def __post_init__(self) -> None:
+        # Here and not for each call: a process that holds no shard of a group must save its unit all the same.
+        for group in self.groups:
+            if group.get("momentum_dtype") == "float8" and not group.get(MOMENTUM_UNIT):
+                check_together(group)
+                size = self.measurement.size if self.measurement and is_measuring(group) else group["grad_rms"]
+                # The largest power of two that is not above it, or 0 while nothing is known of it.
+                group[MOMENTUM_UNIT] = 0.0 if size is None else 2.0 ** min(max(math.frexp(size)[1] - 1, -100), 80)
+
     def apply(self, call: Call) -> None:
         """Update the parameters of a call."""
         group, before = call.group, 0
@@ -104,9 +113,6 @@ class Update:
             options["grad_rms"] = self.measurement.size
             if self.measurement.size is None:  # nothing is known yet, so the first update only measures
                 options["lr"] = 0.0
-        if group.get("momentum_dtype") == "float8" and not group.get(MOMENTUM_UNIT):
-            check_together(group)
-            options[MOMENTUM_UNIT] = group[MOMENTUM_UNIT] = _unit(options["grad_rms"])
         if group.get("rounding") == "stochastic":
             before = sum(len(other["params"]) for other in takewhile(lambda other: other is not group, self.groups))
             options["rounding"] = _key(group)
@@ -137,11 +143,6 @@ class Update:
             if self.partitions is not None:
                 self._squares[key].count -= sum(self.partitions.padding.get(id(param), 0) for param in params)
             yield Call(call.group, params, grads, indices), self._squares[key]  # type: ignore[arg-type]
-
-
-def _unit(size: float | None) -> float:
-    """Return the largest power of two that is not above a reference size; 0 while there is none."""
-    return 0.0 if size is None else 2.0 ** min(max(math.frexp(size)[1] - 1, -100), 80)
 
 
 def _key(group: dict[str, Any]) -> Key:

@@ -60,14 +60,13 @@ def _obstacles(args: TrainingArguments) -> Iterator[tuple[str, str, str]]:
         yield given, "clipping needs the norm of all gradients first", remedy
     if args.fp16 or "fp16" in (getattr(args, "mixed_precision", ""), os.environ.get("ACCELERATE_MIXED_PRECISION", "")):
         yield "fp16", "loss scaling needs all gradients before a step", "Load the model in bfloat16, or use --bf16"
+    remedy = "Use FSDP2 (fsdp_version: 2) without offload, start one plain process"
     for engine in ("DeepSpeed", "FSDP"):
         argument, plugin = (getattr(args, f"{engine.lower()}{ending}", None) for ending in ("", "_plugin"))
         is_requested = argument or plugin is not None or engine.upper() in engines_requested()
         if is_requested and not (engine == "FSDP" and _is_fsdp2(args)):
-            remedy = "Use FSDP2 (fsdp_version: 2), start one plain process"
             yield engine, "the engine gathers the gradients after the backward pass", remedy
     if args.world_size > 1 and not _is_fsdp2(args):
-        remedy = "Use FSDP2 (fsdp_version: 2), start one process"
         yield f"{args.world_size} processes", "they average their gradients first", remedy
     if args.n_gpu > 1:
         given = f"the {args.n_gpu} GPUs of one process"
@@ -79,7 +78,8 @@ def _obstacles(args: TrainingArguments) -> Iterator[tuple[str, str, str]]:
 
 
 def _is_fsdp2(args: TrainingArguments) -> bool:
-    """Say whether FSDP2 was requested, which hands over gradients that are averaged already."""
-    given = getattr(args, "fsdp_plugin_args", None) or {}
-    of_launcher = os.environ.get("FSDP_VERSION") if "FSDP" in engines_requested() else None
-    return str(given.get("fsdp_version", of_launcher)) == "2"
+    """Say whether FSDP2 was requested, which hands over averaged gradients; without offload, which may not wait."""
+    given, is_launched = getattr(args, "fsdp_plugin_args", None) or {}, "FSDP" in engines_requested()
+    version = given.get("fsdp_version", os.environ.get("FSDP_VERSION") if is_launched else None)
+    offload = given.get("cpu_offload", os.environ.get("FSDP_OFFLOAD_PARAMS") if is_launched else None)
+    return str(version) == "2" and str(offload).lower() not in ("true", "1")

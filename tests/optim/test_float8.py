@@ -289,6 +289,10 @@ def test_a_state_whose_option_was_rewritten_is_converted_by_the_next_step():
     state = copy.deepcopy(optimizer.state_dict())
     state["param_groups"][0]["momentum_dtype"] = "float8"
     twins, other = make(grad_rms=1e-3)
+    # As torch.distributed.checkpoint hands over a state of float8 to an optimizer of another dtype: without the unit.
+    with pytest.raises(ValueError, match=r"^The state holds no momentum_unit and so is not one of LPSGDM: load a"):
+        other.load_state_dict(state)
+    state["param_groups"][0]["momentum_unit"] = 0.0
     other.load_state_dict(state)
     for param in twins:
         param.grad = torch.zeros_like(param)
@@ -312,6 +316,14 @@ def test_layerwise_is_the_ordinary_step_to_the_bit(dtype):
         return list(model.parameters()), optimizer
 
     assert equal(*train(True), *train(False))
+
+
+def test_a_group_of_which_this_process_holds_nothing_has_the_unit_of_the_others():
+    params, optimizer = make(shapes=((300, 7),))
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(50))]})
+    steps(params, optimizer, range(2))
+    units = [group["momentum_unit"] for group in optimizer.param_groups]
+    assert units[0] == units[1] > 0
 
 
 def test_groups_that_join_later_have_units_of_their_own():

@@ -220,8 +220,11 @@ def test_groups_with_a_number_are_updated_from_the_first_step_and_not_measured()
     assert all(torch.equal(a, b) for a, b in zip(ordinary[0], layerwise[0], strict=True))
 
 
-def test_several_processes_are_refused(monkeypatch):
+@pytest.mark.parametrize("mesh", [None, 1], ids=["plain", "shards over one of two processes"])
+def test_several_processes_are_refused(mesh, monkeypatch):
     model = nn.Linear(2, 2)
+    for param in model.parameters() if mesh else ():
+        param.device_mesh = SimpleNamespace(size=lambda: mesh)
     step_in_backward(LPSGD(model.parameters()))
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)

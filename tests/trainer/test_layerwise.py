@@ -154,7 +154,7 @@ def test_fsdp2_is_accepted_and_ddp_is_not(by_launcher, make_trainer, monkeypatch
     args = make_trainer(**RUN).args
     monkeypatch.setattr(type(args), "world_size", 2)
     with pytest.raises(
-        ValueError, match=r"^it cannot train with 2 processes: .* Use FSDP2 \(fsdp_version: 2\), start one process"
+        ValueError, match=r"^it cannot train with 2 processes: .* Use FSDP2 \(fsdp_version: 2\) without offload, start"
     ):
         check_layerwise(args, "it", "leave it")
     if by_launcher:
@@ -163,6 +163,13 @@ def test_fsdp2_is_accepted_and_ddp_is_not(by_launcher, make_trainer, monkeypatch
     else:
         args.fsdp, args.fsdp_plugin_args = True, {"fsdp_version": 2}
     check_layerwise(args, "it", "leave it")
+    with monkeypatch.context() as patch:
+        if by_launcher:
+            patch.setenv("FSDP_OFFLOAD_PARAMS", "true")
+        else:
+            patch.setitem(args.fsdp_plugin_args, "cpu_offload", True)
+        with pytest.raises(ValueError, match=r"it cannot train with FSDP: .* without offload"):
+            check_layerwise(args, "it", "leave it")
     args.gradient_accumulation_steps = 2
     with pytest.raises(ValueError, match="it cannot train with --gradient_accumulation_steps 2"):
         check_layerwise(args, "it", "leave it")

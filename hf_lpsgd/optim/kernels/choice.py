@@ -64,7 +64,7 @@ def update(tensors: Tensors, hyper: Hyperparameters, foreach: bool | None, fused
     for same in _by_kind(tensors) if tensors.params else ():
         device = same.params[0].device
         if FLOAT8 in same.dtypes and hyper.rounding is None:
-            raise ValueError("A momentum in uint8, which holds float8, needs the random numbers of an optimizer.")
+            raise ValueError("A momentum in uint8 holds float8, which needs rounding='stochastic'.")
         reason = why_not_fused(device) if may_fuse else None
         if may_fuse and reason is None:
             same = _update_by_kernel(device, same, hyper, bool(fused))

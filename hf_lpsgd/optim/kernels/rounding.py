@@ -1,8 +1,8 @@
 """Stochastic rounding to bfloat16, float16 and float8: up or down at random, so that the mean is the exact value.
 
 A value that lies a share s of the way between its two neighbours is rounded up with the probability s, to within
-2^-16. So a change of a weight that is far below the distance of its neighbours takes place at times, where rounding to
-the nearest always drops it.
+2^-16, or 2^-13 in float16. So a change of a weight that is far below the distance of its neighbours takes place at
+times, where rounding to the nearest always drops it.
 
 The random numbers are a function of the seed, the step, the number of the parameter in its optimizer and the place of
 the element in memory. Each implementation computes the same ones, by the integer hash below (of the family of Chris
@@ -71,7 +71,7 @@ def signed(word: int) -> int:
 def rounded(values: Tensor, random: Tensor | int, dtype: torch.dtype, unit: float = 1.0) -> Tensor:
     """`values` in `dtype`, one of `ROUNDED`, each rounded by its random number of 16 bits.
 
-    float8 counts in a `unit`, which is a power of two. What is finite stays so: it is cut off at 57,344 units.
+    float8 counts in a `unit`, a power of two. What float32 can hold stays finite: it is cut off at 57,344 units.
     """
     values = values.to(torch.float32)
     bits = values.view(torch.int32)
