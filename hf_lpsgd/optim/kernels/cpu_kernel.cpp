@@ -123,19 +123,20 @@ INLINE uint16_t to_bfloat16(float value, uint32_t random = 0) {
   return static_cast<uint16_t>((value != value ? 0x7fc00000u : rounded) >> 16);
 }
 
-// float8 of the format e5m2, whose smallest normal number stands for `least`, a power of two; as in rounding.py.
+// float8 of the format e5m2, whose smallest normal number stands for `least`, a power of two; as in rounding.py. Of the
+// two ways to read or to round, that of subnormal numbers and that of others, the right one gives the least, or the most.
 INLINE float from_float8(int8_t byte, float least) {
-  const int32_t magnitude = (byte & 0x7f) << 21, normal = magnitude + as_bits(least) - (1 << 23);
-  const int32_t finite = magnitude < 1 << 23 ? as_bits(as_float(magnitude + as_bits(least)) - least) : normal;
+  const int32_t magnitude = (byte & 0x7f) << 21, above = magnitude + as_bits(least);
+  const int32_t finite = std::min(as_bits(as_float(above) - least), above - (1 << 23));
   return as_float((magnitude >= 0x7c << 21 ? magnitude | 0x7f800000 : finite) | (byte & INT32_MIN));
 }
 
 INLINE uint8_t to_float8(float value, float least, int32_t random) {
   const int32_t bits = as_bits(value), magnitude = bits & 0x7fffffff;
-  const float size = std::fabs(value);
-  const int32_t above = size < least ? as_bits(size + least) - as_bits(least) : magnitude - as_bits(least) + (1 << 23);
-  const int32_t rounded = (above + (random << 5)) >> 21, special = magnitude > 0x7f800000 ? 0x7e : 0x7c;
-  return static_cast<uint8_t>((magnitude >= 0x7f800000 ? special : std::min(rounded, 0x7b)) | ((bits >> 24) & 0x80));
+  const int32_t twice = static_cast<int32_t>(static_cast<uint32_t>(magnitude) + (1u << 23));
+  const int32_t above = std::max(as_bits(std::fabs(value) + least), twice) - as_bits(least);
+  const int32_t most = magnitude < 0x7f800000 ? 0x7b : magnitude > 0x7f800000 ? 0x7e : 0x7c;
+  return static_cast<uint8_t>(std::min((above + (random << 5)) >> 21, most) | ((bits >> 24) & 0x80));
 }
 
 // Random numbers of 16 bits for `size` elements from the place `start` on, which is even; as in rounding.py.
@@ -165,6 +166,7 @@ INLINE float* open(void* data, int32_t dtype, int64_t start, int64_t size, float
     for (int64_t i = 0; i < size; ++i) scratch[i] = as_float(halves[i] << 16);
   } else {
     const int8_t* bytes = static_cast<const int8_t*>(data) + start;
+#pragma omp simd
     for (int64_t i = 0; i < size; ++i) scratch[i] = from_float8(bytes[i], least);
   }
   for (int64_t i = size; i % kLanes != 0; ++i) scratch[i] = 0.0f;
@@ -184,6 +186,7 @@ INLINE void close(void* data, int32_t dtype, int64_t start, int64_t size, const 
     for (int64_t i = 0; i < size; ++i) halves[i] = to_bfloat16<true>(opened[i], drawn[i]);
   } else {
     uint8_t* bytes = static_cast<uint8_t*>(data) + start;
+#pragma omp simd
     for (int64_t i = 0; i < size; ++i) bytes[i] = to_float8(opened[i], least, drawn[i]);
   }
 }
