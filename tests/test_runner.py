@@ -447,7 +447,9 @@ def test_children_of_every_kind_are_reached(tmp_path):
     ],
 )
 def test_launchers_reach_their_processes_whichever_comes_first(tmp_path, launch):
-    write(tmp_path / "script.py", f"import sys; print('program', sys.argv[1:], {REACHED})")
+    # By one call each, which the other process cannot divide.
+    one = f"('program %s %s\\n' % (sys.argv[1:], {REACHED})).encode()"
+    write(tmp_path / "script.py", f"import os, sys; os.write(1, {one})")
     result = python(tmp_path, *shlex.split(launch), env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"})
     assert result.returncode == 0, result.stderr
     assert result.stdout == "program ['--rank'] True\n" * (2 if "torchrun" in launch else 1)
