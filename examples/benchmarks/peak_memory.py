@@ -57,10 +57,7 @@ OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], bool]] = {
     "LPSGD": (partial(LPSGD, **AUTO), False),
     "LPSGDM, layerwise": (partial(LPSGDM, **AUTO), True),
     "LPSGDM, layerwise, bfloat16 momentum": (partial(LPSGDM, momentum_dtype="bfloat16", **AUTO), True),
-    "LPSGDM, layerwise, float8 momentum": (
-        partial(LPSGDM, **FLOAT8, **AUTO),
-        True,
-    ),
+    "LPSGDM, layerwise, float8 momentum": (partial(LPSGDM, **FLOAT8, **AUTO), True),
     "LPSGD, layerwise": (partial(LPSGD, **AUTO), True),
 }
 

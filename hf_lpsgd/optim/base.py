@@ -16,11 +16,11 @@ from .kernels.choice import check_fused, update
 from .kernels.hyperparameters import Hyperparameters
 from .kernels.tensors import Tensors
 from .measurement import Measurement, is_measuring
-from .options import LR, P_FOLLOWS, Option, P, check_together
+from .options import LR, MOMENTUM_UNIT, P_FOLLOWS, Option, P, check_together
 from .p_in_force import LARGEST_LR, Tie, Untied, write_p
 from .precision import check_momentum, check_precision
 from .shards import Partitions
-from .update import MOMENTUM_UNIT, ROUNDED_STEPS, Call, Update, calls_with_gradients, describe, is_no_update
+from .update import ROUNDED_STEPS, Call, Update, calls_with_gradients, describe, is_no_update
 
 
 class LpOptimizer(Optimizer):

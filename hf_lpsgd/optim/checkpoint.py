@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .measurement import AUTO, MEASURED
-from .options import EPS, EVERY_OPTION, LR, MOMENTUM, P_MAX, WEIGHT_DECAY, Option, P
+from .options import EPS, EVERY_OPTION, LR, MOMENTUM, MOMENTUM_UNIT, P_MAX, WEIGHT_DECAY, Option, P
 
 _IN_EVERY_STATE = (LR, P_MAX, MOMENTUM, EPS, WEIGHT_DECAY)
 
@@ -29,7 +29,7 @@ def prepare(cls: type[Any], present: Sequence[dict[str, Any]], state: dict[str, 
     for index, group in enumerate(state["param_groups"]):
         before = present[index] if present else {}
         missing = [f"no {one.name}" for one in options if one in _IN_EVERY_STATE and one.name not in group]
-        missing += ["no momentum_unit"] * (group.get("momentum_dtype") == "float8" and "momentum_unit" not in group)
+        missing += [f"no {MOMENTUM_UNIT}"] * (group.get("momentum_dtype") == "float8" and MOMENTUM_UNIT not in group)
         foreign = [one.name for one in EVERY_OPTION if before and one.name in group and one.name not in before]
         if missing or foreign:
             raise ValueError(

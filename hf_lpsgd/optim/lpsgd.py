@@ -12,8 +12,7 @@ from torch.optim.optimizer import ParamsT
 from .base import LpOptimizer
 from .kernels.rounding import FLOAT8, from_float8, rounded
 from .kernels.tensors import local
-from .options import MOMENTUM, MOMENTUM_DTYPE, OF_LPSGD
-from .update import MOMENTUM_UNIT
+from .options import MOMENTUM, MOMENTUM_DTYPE, MOMENTUM_UNIT, OF_LPSGD
 
 # None stands for the dtype of the parameter.
 _DTYPES = {None: None, "bfloat16": torch.bfloat16, "float32": torch.float32, "float8": FLOAT8}
@@ -131,7 +130,7 @@ class LPSGDM(LpOptimizer):
 
     def buffers(self, group: dict[str, Any], params: Sequence[Tensor]) -> list[Tensor]:
         """Return the momentum buffers of `params`, made where there are none yet."""
-        buffers, unit = [], group.get(MOMENTUM_UNIT)
+        buffers, unit = [], group.get(MOMENTUM_UNIT, 0.0)
         named = _DTYPES[group["momentum_dtype"]]
         for param in params:
             state, dtype = self.state[param], named or param.dtype
@@ -139,8 +138,8 @@ class LPSGDM(LpOptimizer):
             if buffer is None or (buffer.dtype is not dtype and (unit or dtype is not FLOAT8)):
                 state["momentum_buffer"] = new = torch.zeros_like(param, dtype=dtype)
                 if buffer is not None:  # the option was changed
-                    values, unit = local(buffer), unit or 1.0
-                    values = from_float8(values, unit, torch.float32) if buffer.dtype == FLOAT8 else values
+                    values = local(buffer)
+                    values = from_float8(values, unit or 1.0, torch.float32) if buffer.dtype == FLOAT8 else values
                     local(new).copy_(rounded(values, 2**15, FLOAT8, unit) if dtype == FLOAT8 else values)
             buffers.append(state["momentum_buffer"])
         return buffers

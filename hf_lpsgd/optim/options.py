@@ -83,6 +83,8 @@ GRAD_RMS = Option(
 MOMENTUM_DTYPE = Option(
     "momentum_dtype", "dtype of the momentum; None: as the parameter", values=(None, "bfloat16", "float32", "float8")
 )
+# In a group with momentum_dtype="float8": the power of two in which it counts; 0 until the gradient is measured.
+MOMENTUM_UNIT = "momentum_unit"
 ROUNDED = "how parameters and momentum in bfloat16 or float16 are rounded"
 ROUNDING = Option("rounding", ROUNDED, values=("nearest", "stochastic"), absent="nearest")
 ROUNDING_SEED = Option(

@@ -16,13 +16,11 @@ from .kernels.hyperparameters import OF_STEP, Hyperparameters, hyperparameters
 from .kernels.rounding import Key, key_of_step
 from .kernels.tensors import SumOfSquares, local
 from .measurement import Measurement, is_measuring
-from .options import check_together
+from .options import MOMENTUM_UNIT, check_together
 from .shards import Partitions, add_up, groups_of
 
 # In a param group with rounding="stochastic": the number of its updates so far, on which the random numbers depend.
 ROUNDED_STEPS = "rounded_steps"
-# In one with momentum_dtype="float8": the power of two in which its momentum counts; 0 until the gradient is measured.
-MOMENTUM_UNIT = "momentum_unit"
 
 Groups = Sequence[dict[str, Any]]
 

@@ -41,9 +41,8 @@ def momentum_of(optimizer, param, group=0):
 def make(shapes=((300, 7), (41,)), dtype=torch.float32, **options):
     torch.manual_seed(0)
     params = [torch.nn.Parameter(torch.randn(shape).to(dtype)) for shape in shapes]
-    options = {"lr": 0.01, "momentum": 0.6, "momentum_dtype": "float8", "grad_rms": "auto", **options}
-    options = {"rounding": "stochastic", **options}
-    return params, LPSGDM(params, **options)
+    float8 = {"momentum_dtype": "float8", "grad_rms": "auto", "rounding": "stochastic"}
+    return params, LPSGDM(params, **{"lr": 0.01, "momentum": 0.6, **float8, **options})
 
 
 def steps(params, optimizer, numbers, scale=1e-3):
@@ -139,10 +138,8 @@ def test_after_a_thousand_updates_with_a_constant_gradient_the_mean_is_exact_and
 ):
     exponents = torch.arange(-12, 13).double()
     size = 0.01
-    params, optimizer = make([(len(exponents), 3000)], momentum=momentum, grad_rms=size, lr=0.0)
+    params, optimizer = make([(len(exponents), 3000)], momentum=momentum, grad_rms=grad_rms, lr=0.0)
     if grad_rms == "auto":
-        _, optimizer = make(momentum=momentum, lr=0.0)
-        optimizer = LPSGDM(params, **optimizer.defaults)
         params[0].grad = torch.full_like(params[0], size / (1 - momentum))  # which decides the size that is measured
         optimizer.step()
     params[0].grad = (size * 2.0**exponents).float()[:, None].expand(-1, 3000).contiguous()
