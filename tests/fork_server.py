@@ -1,20 +1,51 @@
 """Runs scripts in forks of itself, each a process of its own, with the imports that take seconds paid for once.
 
-    fork_server.py MODULE...
+    fork_server.py NUMBER
 
-imports the modules, and then reads one request of JSON a line. {"argv": [SCRIPT, ...], "cwd": ..., "env": {...},
-"log": ...} starts `python SCRIPT ...` with its output in the file `log`; the answer is its pid. {"wait": pid} is
-answered by its exit status. Nothing is computed here, so there are no threads that a fork would lose.
+listens at the socket that its parent left it under this number, until its stdin is closed. When somebody first
+connects, it imports what most scripts need. Each who connects has a fork to himself, which reads one request of JSON a
+line. The first, {"env": {...}, "modules": [...]}, sets its environment and imports more. {"argv": [SCRIPT, ...],
+"cwd": ..., "env": {...}, "log": ...} starts `python SCRIPT ...` with its output in the file `log`; the answer is its
+pid. {"wait": pid} is answered by its exit status. No thread is started here, and so a fork loses none.
 """
 
+import functools
 import gc
 import importlib
 import json
 import os
 import runpy
+import select
+import signal
+import socket
 import sys
 import traceback
 from typing import Any
+
+# What most scripts import, and what takes long.
+PRELOADED = (
+    "transformers.trainer",
+    "transformers.models.vit.modeling_vit",
+    "datasets",
+    "evaluate",
+    "hf_lpsgd",
+)
+
+
+def preload() -> None:
+    """Import what takes long, and do what each script would do first."""
+    for module in PRELOADED:
+        importlib.import_module(module)
+    import sklearn.datasets
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    Image.init()
+    FigureCanvasAgg(Figure()).draw()
+    sklearn.datasets.load_digits = functools.cache(sklearn.datasets.load_digits)
+    sklearn.datasets.load_digits()
+    gc.freeze()  # what was imported stays in memory that the forks share
 
 
 def keep_process_group() -> None:
@@ -68,18 +99,43 @@ def run(argv: list[str], cwd: str, env: dict[str, str], log: str) -> None:
         os._exit(status or 0)  # type: ignore[arg-type]
 
 
-if __name__ == "__main__":
-    for module in sys.argv[1:]:
+def serve(connection: socket.socket) -> None:
+    """Answer the requests of one who connected."""
+    requests, answers = connection.makefile("r"), connection.makefile("w")
+    first = json.loads(requests.readline())
+    os.environ.clear()
+    os.environ.update(first["env"])
+    for module in first["modules"]:
         importlib.import_module(module)
-    gc.freeze()  # what was imported stays in memory that the forks share
-    answers = os.fdopen(os.dup(1), "w")
-    print("ready", file=answers, flush=True)
-    for line in sys.stdin:
+    gc.freeze()
+    for line in requests:
         request = json.loads(line)
         if "wait" in request:
             answer = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
         else:
             answer = os.fork()
             if answer == 0:
+                connection.close()
                 run(**request)
         print(answer, file=answers, flush=True)
+
+
+def main(number: int) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that serve
+    listener = socket.socket(fileno=number)
+    preloaded = False
+    while listener in select.select([listener, sys.stdin], [], [])[0]:
+        connection, _ = listener.accept()
+        if not preloaded:
+            preload()
+            preloaded = True
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            listener.close()
+            serve(connection)
+            os._exit(0)
+        connection.close()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -8,19 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from typing import NamedTuple
 
 from paths import FORK_SERVER
-
-# What most scripts import, and what takes long.
-PRELOADED = (
-    "transformers.trainer",
-    "transformers.models.vit.modeling_vit",
-    "datasets",
-    "sklearn.datasets",
-    "matplotlib.backends.backend_agg",
-    "hf_lpsgd",
-)
 
 
 class Finished(NamedTuple):
@@ -106,7 +97,7 @@ class Fork:
     def wait(self, timeout=240):
         """Wait for its end, which comes by SIGKILL after `timeout` seconds."""
         self.server.send({"wait": self.pid})
-        if not select.select([self.server.process.stdout], [], [], timeout)[0]:
+        if not select.select([self.server.connection], [], [], timeout)[0]:
             os.kill(self.pid, signal.SIGKILL)
         self.status = int(self.server.answer())
         self.server.running.remove(self.pid)
@@ -117,24 +108,40 @@ class Fork:
         return self.log.read_text()
 
 
-class ForkServer:
-    """fork_server.py with these modules imported in this environment, from its first use on."""
+@contextlib.contextmanager
+def fork_server(environment):
+    """Starts fork_server.py, and gives its address."""
+    with tempfile.TemporaryDirectory(prefix="forks_") as folder, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{folder}/socket")
+        listener.listen()
+        command = [sys.executable, str(FORK_SERVER), str(listener.fileno())]
+        process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, pass_fds=[listener.fileno()])
+        yield listener.getsockname()
+        process.stdin.close()
+        process.wait(timeout=60)
 
-    def __init__(self, folder, modules, environment):
-        self.folder, self.modules, self.environment = folder, modules, environment
-        self.process, self.count, self.running = None, 0, set()
+
+class Forks:
+    """Scripts in forks of the server at an address, with this environment, after these modules are imported too.
+
+    The server is not asked before the first script is started.
+    """
+
+    def __init__(self, folder, address, environment, modules=()):
+        self.folder, self.address, self.environment, self.modules = folder, address, environment, modules
+        self.connection, self.count, self.running = None, 0, set()
 
     def send(self, request):
-        if self.process is None:
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
-            command = [sys.executable, str(FORK_SERVER), *self.modules]
-            self.process = subprocess.Popen(command, env=self.environment, **pipes)
-            assert self.answer() == "ready"
-        print(json.dumps(request), file=self.process.stdin)
+        if self.connection is None:
+            self.connection = socket.socket(socket.AF_UNIX)
+            self.connection.connect(self.address)
+            self.stream = self.connection.makefile("rw")
+            print(json.dumps({"env": self.environment, "modules": self.modules}), file=self.stream, flush=True)
+        print(json.dumps(request), file=self.stream, flush=True)
 
     def answer(self):
-        answer = self.process.stdout.readline().strip()
-        assert answer, f"fork_server.py ended with {self.process.poll()}"
+        answer = self.stream.readline().strip()
+        assert answer, "fork_server.py has ended"
         return answer
 
     def start(self, script, *arguments, cwd=None, env=None):
@@ -171,8 +178,8 @@ class ForkServer:
         return [rank.wait(timeout) for rank in ranks]
 
     def close(self):
-        if self.process is not None:
+        if self.connection is not None:
             for pid in self.running:
                 os.kill(pid, signal.SIGKILL)
-            self.process.stdin.close()
-            self.process.wait(timeout=60)
+            self.stream.close()
+            self.connection.close()

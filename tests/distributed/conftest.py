@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from launch import PRELOADED, ForkServer
+from launch import Forks
 from paths import ACCELERATE_CONFIGS as CONFIGS
 
 TASKS = Path(__file__).with_name("rank_tasks.py")
@@ -136,9 +136,8 @@ def rank_server(tmp_path_factory):
     """Runs scripts in processes that have imported the Trainer and DeepSpeed before."""
     if find_spec("deepspeed") is None:  # importing it here would take seconds
         pytest.skip("needs deepspeed")
-    server = ForkServer(
-        tmp_path_factory.mktemp("rank_server"), ["not_compiling", *PRELOADED], {**os.environ, **ENVIRONMENT}
-    )
+    folder, environment = tmp_path_factory.mktemp("rank_server"), {**os.environ, **ENVIRONMENT}
+    server = Forks(folder, os.environ["FORK_SERVER"], environment, ["deepspeed_on_cpu"])
     yield server
     server.close()
 

@@ -47,7 +47,7 @@ if __name__ == "__main__":
     _, facts_file, script, *arguments = sys.argv
     is_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     if is_deepspeed:
-        import not_compiling  # noqa: F401
+        import deepspeed_on_cpu  # noqa: F401
 
         PartialState(backend="gloo")
         arguments += ["--accelerator_config", '{"use_configured_state": true}']

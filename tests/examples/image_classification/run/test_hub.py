@@ -12,7 +12,7 @@ import pytest
 import yaml
 from hub_server import Hub, Repo
 from huggingface_hub.errors import HfHubHTTPError
-from launch import PRELOADED, ForkServer, python
+from launch import Forks, fork_server, python
 from paths import IMAGE_CLASSIFICATION, ROOT
 from paths import TRAINER_SCRIPT as SCRIPT
 from PIL import Image
@@ -73,9 +73,10 @@ def launcher(module_hub, tmp_path_factory):
     environment |= {"HF_ENDPOINT": module_hub.url, "HF_HOME": str(tmp_path_factory.mktemp("hf_home"))}
     environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
     environment |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
-    launcher = ForkServer(tmp_path_factory.mktemp("launcher"), PRELOADED, environment)
-    yield launcher
-    launcher.close()
+    with fork_server(environment) as address:  # the address of the Hub is read at import
+        launcher = Forks(tmp_path_factory.mktemp("launcher"), address, environment)
+        yield launcher
+        launcher.close()
 
 
 def sha256(content):
