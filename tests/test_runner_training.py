@@ -60,13 +60,12 @@ OPTIONS = shlex.split("""
 
 @pytest.fixture(scope="module")
 def training(tmp_path_factory):
-    """The same script under plain python, the runner, and the runner in two processes, all started at once."""
+    """The same script under the runner, and under the runner in two processes, both started at once."""
     folder = tmp_path_factory.mktemp("training")
     write(folder / "train.py", TRAIN)
     write(folder / "tool", TOOL)
     (folder / "tool").chmod(0o755)
     launches = {
-        "plain": ["train.py"],
         "runner": ["-m", "hf_lpsgd", "./tool", "train"],
         "torchrun": [*TORCHRUN, "-m", "hf_lpsgd", "train.py"],
     }
@@ -83,13 +82,6 @@ def training(tmp_path_factory):
         name: (jobs[name].result(), json.loads(path.read_text()) if path.exists() else None)
         for name, path in outcomes.items()
     }
-
-
-def test_plain_python_does_not_know_the_optimizer(training):
-    result, outcome = training["plain"]
-    assert result.returncode != 0
-    assert "lpsgdm" in result.stderr
-    assert outcome is None
 
 
 @pytest.mark.parametrize(("name", "world_size"), [("runner", 1), ("torchrun", 2)])

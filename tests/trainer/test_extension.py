@@ -1,8 +1,6 @@
 """A third optimizer and a fifth p schedule, added through the record and the table alone, train by `--optim`."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -63,11 +61,11 @@ FLAGS = "--optim toy --learning_rate 0.125 --max_steps 5 --logging_steps 1 --lr_
 FLAGS += " --save_strategy no --report_to none --disable_tqdm true"
 
 
-def test_a_toy_optimizer_and_a_toy_schedule_train_by_name_and_a_mistake_is_refused(tmp_path):
+def test_a_toy_optimizer_and_a_toy_schedule_train_by_name_and_a_mistake_is_refused(forks, tmp_path):
     (tmp_path / "train.py").write_text(SCRIPT)
-    command = [sys.executable, "train.py", *FLAGS.split(), "--optim_args", "p_max=6,tau=2,p_schedule=square"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT")] or [done.stderr]
+    options = [*FLAGS.split(), "--optim_args", "p_max=6,tau=2,p_schedule=square"]
+    output = forks.run("train.py", *options, cwd=tmp_path).output
+    (line,) = [line for line in output.splitlines() if line.startswith("RESULT")] or [output]
     result = json.loads(line.removeprefix("RESULT"))
     expected = [2 + 4 * (1 - step / 4) ** 2 for step in range(5)]
     assert result["class"] == "Toy"

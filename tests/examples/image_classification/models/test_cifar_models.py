@@ -1,9 +1,5 @@
 """The models that transformers does not have: their size, their weights, and their way to a user and back."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -111,7 +107,7 @@ for folder in folders:
 """
 
 
-def test_saved_models_load_with_their_code_where_the_examples_are_not(tmp_path):
+def test_saved_models_load_with_their_code_where_the_examples_are_not(forks, tmp_path):
     picture, logits = tmp_path / "picture.png", {}
     Image.fromarray(np.full((32, 32, 3), 200, dtype=np.uint8)).save(picture)
     square = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
@@ -124,10 +120,9 @@ def test_saved_models_load_with_their_code_where_the_examples_are_not(tmp_path):
         processor.save_pretrained(tmp_path / kind)
         torch.manual_seed(1)
         logits[kind] = model(torch.randn(2, 3, 32, 32)).logits
-    command = [sys.executable, "-c", USER, picture, *(tmp_path / kind for kind in CONFIGS)]
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
-    user = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert user.returncode == 0, user.stderr
-    assert [line for line in user.stdout.splitlines() if line in ("refused", "class 2")] == ["refused", "class 2"] * 2
+    (tmp_path / "user.py").write_text(USER)
+    user = forks.run("user.py", picture, *(tmp_path / kind for kind in CONFIGS), cwd=tmp_path)
+    assert user.status == 0, user.output
+    assert [line for line in user.output.splitlines() if line in ("refused", "class 2")] == ["refused", "class 2"] * 2
     for kind in CONFIGS:
         torch.testing.assert_close(load_file(tmp_path / kind / "logits.safetensors")["logits"], logits[kind])
