@@ -1,7 +1,8 @@
 # The interpreter that .venv is made with.
 PYTHON ?= python3
-# How pytest runs, and which tests, or other flags of it.
-PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile
+# How pytest runs, with one more process than two cores, since many tests wait for others; and which tests, or other
+# flags of it.
+PYTEST = $(BIN)/python -m pytest -n 3 --dist loadfile
 PYTEST_ARGS ?=
 DEMO_ARGS ?= --do_train --do_eval --optim lpsgdm \
 	--output_dir runs/digits --overwrite_output_dir
@@ -19,10 +20,10 @@ fail_if = $(if $(strip $(1)),$(error $(strip $(1))))
 help:
 	@echo "make demo     train a small image classifier with LPSGDM on scikit-learn's digits (flags: DEMO_ARGS)"
 	@echo "make study    compare LPSGD and LPSGDM with AdamW, Lion and SGD on the digits, in some 5 minutes"
-	@echo "make test     what make check does, then every behaviour: 5 minutes on two cores (flags for pytest: PYTEST_ARGS)"
-	@echo "make test-all the same with every row of every test: 7 minutes"
+	@echo "make test     what make check does, then every behaviour: 4 minutes on two cores (flags for pytest: PYTEST_ARGS)"
+	@echo "make test-all the same with every row of every test: 6 minutes"
 	@echo "make test-rest  what make test leaves out of make test-all"
-	@echo "make test-cpus  every test as on other processors, with one thread and with four: an hour"
+	@echo "make test-cpus  every test as on other processors, with one thread and with four: under an hour"
 	@echo "make check    lint, format, types, the direction of imports and the workflows only"
 	@echo "make docs     build the pages of docs/ into site/; a broken link, anchor or reference fails"
 	@echo "make dist     build and check the sdist and the wheel in dist/"

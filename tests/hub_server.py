@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 import yaml
+from launch import port_kept_free
 
 ROUTES: list[tuple[str, re.Pattern, str]] = []
 REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
@@ -67,14 +68,14 @@ class Hub:
         self.fault: Callable[[str, str], int | None] = lambda method, path: None
         self.lock = threading.Lock()
         self.connections: set[socket.socket] = set()
-        self.port = 0
+        self.held = contextlib.ExitStack()  # while it is away, nobody else is given its port
+        self.port = int(self.held.enter_context(port_kept_free()))
         self.start()
 
     def start(self):
         handler = type("Handler", (Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", self.port), handler)
         self.server.daemon_threads = True
-        self.port = self.server.server_address[1]
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
     def stop(self):
@@ -90,6 +91,7 @@ class Hub:
 
     def __exit__(self, *_):
         self.stop()
+        self.held.close()
 
     @property
     def url(self):
