@@ -3,9 +3,9 @@
     python examples/benchmarks/study_report.py examples/benchmarks/results/grad_rms
 
 Writes results.md beside cells.jsonl, and one figure for each question: rates.png, the metric over the learning rate,
-or p_max.png where p_max was varied; of a study with a test also curves.png, the metric over the training. Several
-folders are reported as one study. Where a note.md lies there, as for cells of another version of hf_lpsgd, its text
-comes first.
+or p_max.png where p_max was varied; of a study with a test also curves.png, the metric over the training, of all
+contenders or of those that the study names as `curves`. Several folders are reported as one study. Where a note.md
+lies there, as for cells of another version of hf_lpsgd, its text comes first.
 """
 
 import argparse
@@ -188,7 +188,7 @@ def report_of_test(cells: list[dict[str, Any]], study: dict[str, Any], folder: P
     }
     tested = Tested([cell for cell in cells if title_of(cell) in contenders], first_rates)
     draw_rates(tested.validation, folder / "rates.png")
-    draw_curves(tested, folder / "curves.png")
+    draw_curves(tested, study.get("curves", tested.titles), folder / "curves.png")
     lines = tables_of_tested(tested)
     for task, of_contenders in tested.validation.items():
         lines += ["", f"## {task}", "", f"{TASKS[task].description}. On the examples held out, over the rate:", ""]

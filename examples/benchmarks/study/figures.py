@@ -29,16 +29,17 @@ def draw_rates(found: dict[str, dict[str, dict[float, list[float]]]], path: Path
     _save(figure, panels, path)
 
 
-def draw_curves(tested: Tested, path: Path) -> None:
-    """The metric and the training loss over the training, at the best rate: two panels per task."""
-    figure, panels = _panels(2 * len(tested.tasks), columns=2)
-    for place, task in enumerate(tested.tasks):
+def draw_curves(tested: Tested, titles: list[str], path: Path) -> None:
+    """The metric and the training loss over the training, at the best rate of each title: two panels per task."""
+    shown = {task: found for task in tested.tasks if (found := tested.trainings(task, titles))}
+    if not shown:
+        return
+    figure, panels = _panels(2 * len(shown), columns=2)
+    for place, (task, found) in enumerate(shown.items()):
         for axis, name in zip(panels[2 * place :], (TASKS[task].metric, "loss"), strict=False):
-            for title in tested.titles:
-                if not tested.cells(task, title, "best"):
-                    continue
-                progress, middle, deviation = tested.curve(task, title, name)
-                style = _style(tested.titles, title)
+            for title, cells in found.items():
+                progress, middle, deviation = tested.curve(task, cells, name)
+                style = _style(titles, title)
                 axis.plot(progress, middle, **style)
                 low = [m - d for m, d in zip(middle, deviation, strict=True)]
                 high = [m + d for m, d in zip(middle, deviation, strict=True)]

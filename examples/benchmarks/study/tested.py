@@ -27,12 +27,14 @@ class Tested:
         self.validation: dict[str, dict[str, dict[float, list[float]]]] = defaultdict(
             lambda: defaultdict(lambda: defaultdict(list))
         )
+        self._choice: dict[tuple[str, str, float], Cells] = defaultdict(list)
         for cell in cells:
             task, title = cell["task"], cell["title"]
             if cell["split"] == "test":
                 self.tests[task, title][cell["rate"]].append(cell)
             else:
                 self.validation[task][title][cell["rate"]].append(TASKS[task].value(cell))
+                self._choice[task, title, cell["rate"]].append(cell)
         self.tasks = [task for task in TASKS if any(cell["task"] == task for cell in cells)]
         self.titles = list(dict.fromkeys(cell["title"] for cell in cells))
         self._steps: dict[str, float] = defaultdict(float)  # of a whole training: a run that diverged has fewer
@@ -76,9 +78,16 @@ class Tested:
             found.append(reached[0] / self._steps[task])
         return mean(found)
 
-    def curve(self, task: str, title: str, name: str) -> tuple[list[float], list[float], list[float]]:
-        """Progress, mean and standard deviation of an entry of the curves at the best rate."""
-        cells = self.cells(task, title, "best")
+    def trainings(self, task: str, titles: list[str]) -> dict[str, Cells]:
+        """Those at the best rate that have a curve: the tests, or before all are there the choice of the rate."""
+        tried = [title for title in titles if title in self.validation[task]]
+        tests = {title: self.cells(task, title, "best") for title in tried}
+        if not all(tests.values()):
+            tests = {title: self._choice[task, title, self.best_rate(task, title)] for title in tried}
+        return {title: cells for title, cells in tests.items() if all(cell.get("curve") for cell in cells)}
+
+    def curve(self, task: str, cells: Cells, name: str) -> tuple[list[float], list[float], list[float]]:
+        """Progress, mean and standard deviation of an entry of their curves."""
         shortest = min((cell["curve"] for cell in cells), key=len)  # a run that diverged was cut off
         progress = [point["step"] / self._steps[task] for point in shortest]
         values = [[cell["curve"][place].get(name) for cell in cells] for place in range(len(progress))]

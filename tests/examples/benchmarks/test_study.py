@@ -214,7 +214,8 @@ def test_the_report_of_a_test_tells_what_was_chosen_and_what_came_of_it():
         [0.4],
     ]
     assert [report.steps_to("digits_vit", title) for title in ("AdamW", "LPSGDM")] == [1.0, 0.5]
-    progress, middle, deviation = report.curve("digits_vit", "AdamW", "accuracy")
+    of_tests = report.trainings("digits_vit", ["AdamW", "LPSGDM"])
+    progress, middle, deviation = report.curve("digits_vit", of_tests["AdamW"], "accuracy")
     assert [progress, middle, deviation] == [[0.5, 1.0], [0.1, 0.9], [0.0, 0.0]]
 
 
@@ -371,6 +372,9 @@ def test_a_study_of_a_loss_chooses_the_lowest_and_reports_what_its_contenders_ar
     monkeypatch.setattr(sys, "argv", [*flags, "--rates", "1", "--no_test"])
     run_study.main()
     assert [cell["split"] for cell in run_study.read_cells(out / "cells.jsonl")] == ["validation"] * 2
+    monkeypatch.setattr(sys, "argv", ["study_report.py", str(out)])
+    study_report.main()  # before the tests the curves are those of the choice
+    (out / "curves.png").rename(out / "curves_of_the_choice.png")
     monkeypatch.setattr(sys, "argv", flags)
     run_study.main()
     cells = run_study.read_cells(out / "cells.jsonl")
