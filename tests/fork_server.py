@@ -6,9 +6,11 @@ listens at the socket that its parent left it under this number, until its stdin
 connects, it imports what most scripts need. Each who connects has a fork to himself, which reads one request of JSON a
 line. The first, {"env": {...}, "modules": [...]}, sets its environment and imports more. {"argv": [SCRIPT, ...],
 "cwd": ..., "env": {...}, "log": ...} starts `python SCRIPT ...` with its output in the file `log`; the answer is its
-pid. {"wait": pid} is answered by its exit status. No thread is started here, and so a fork loses none.
+pid. {"wait": pid} is answered by its exit status. What runs when the connection ends is ended. No thread of Python is
+started here, and so a fork loses none.
 """
 
+import contextlib
 import functools
 import gc
 import importlib
@@ -20,6 +22,7 @@ import signal
 import socket
 import sys
 import traceback
+import warnings
 from typing import Any
 
 # What most scripts import, and what takes long.
@@ -72,6 +75,7 @@ def run(argv: list[str], cwd: str, env: dict[str, str], log: str) -> None:
     It leaves without Python's shutdown: threads of gloo live on in a process that has had a DDP model, and torch now
     and then aborts one that has done all its work.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
     os.dup2(1, 2)
@@ -80,6 +84,8 @@ def run(argv: list[str], cwd: str, env: dict[str, str], log: str) -> None:
     os.chdir(cwd)
     sys.argv = argv
     sys.path[0] = os.path.dirname(os.path.abspath(argv[0]))
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()  # or all forks would draw the same numbers
     if "RANK" in env:
         keep_process_group()
     status: object = 1
@@ -100,7 +106,7 @@ def run(argv: list[str], cwd: str, env: dict[str, str], log: str) -> None:
 
 
 def serve(connection: socket.socket) -> None:
-    """Answer the requests of one who connected."""
+    """Answer the requests of one who connected, and end what still runs when he is gone."""
     requests, answers = connection.makefile("r"), connection.makefile("w")
     first = json.loads(requests.readline())
     os.environ.clear()
@@ -108,20 +114,31 @@ def serve(connection: socket.socket) -> None:
     for module in first["modules"]:
         importlib.import_module(module)
     gc.freeze()
-    for line in requests:
-        request = json.loads(line)
-        if "wait" in request:
-            answer = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
-        else:
-            answer = os.fork()
-            if answer == 0:
-                connection.close()
-                run(**request)
-        print(answer, file=answers, flush=True)
+    running = set()
+    try:
+        for line in requests:
+            request = json.loads(line)
+            if "wait" in request:
+                answer = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
+                running.discard(request["wait"])
+            else:
+                answer = os.fork()
+                if answer == 0:
+                    for file in (requests, answers, connection):
+                        file.close()
+                    run(**request)
+                running.add(answer)
+            print(answer, file=answers, flush=True)
+    finally:
+        for pid in running:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 def main(number: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends when its stdin is closed
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that serve
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     listener = socket.socket(fileno=number)
     preloaded = False
     while listener in select.select([listener, sys.stdin], [], [])[0]:
@@ -132,7 +149,8 @@ def main(number: int) -> None:
         if os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             listener.close()
-            serve(connection)
+            with contextlib.suppress(ConnectionError):
+                serve(connection)
             os._exit(0)
         connection.close()
 

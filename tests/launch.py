@@ -100,7 +100,6 @@ class Fork:
         if not select.select([self.server.connection], [], [], timeout)[0]:
             os.kill(self.pid, signal.SIGKILL)
         self.status = int(self.server.answer())
-        self.server.running.remove(self.pid)
         return self
 
     @property
@@ -111,14 +110,30 @@ class Fork:
 @contextlib.contextmanager
 def fork_server(environment):
     """Starts fork_server.py, and gives its address."""
-    with tempfile.TemporaryDirectory(prefix="forks_") as folder, socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(f"{folder}/socket")
-        listener.listen()
-        command = [sys.executable, str(FORK_SERVER), str(listener.fileno())]
-        process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, pass_fds=[listener.fileno()])
-        yield listener.getsockname()
-        process.stdin.close()
-        process.wait(timeout=60)
+    with tempfile.TemporaryDirectory(prefix="forks_", dir="/tmp") as folder:  # elsewhere an address may be too long
+        address = f"{folder}/socket"
+        with socket.socket(
+            socket.AF_UNIX
+        ) as listener:  # the server alone keeps it: without it, nobody waits for answers
+            listener.bind(address)
+            listener.listen()
+            command = [sys.executable, str(FORK_SERVER), str(listener.fileno())]
+            process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[listener.fileno()],
+            )
+        try:
+            yield address
+        finally:
+            process.stdin.close()
+            try:
+                process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 class Forks:
@@ -129,18 +144,21 @@ class Forks:
 
     def __init__(self, folder, address, environment, modules=()):
         self.folder, self.address, self.environment, self.modules = folder, address, environment, modules
-        self.connection, self.count, self.running = None, 0, set()
+        self.connection, self.count = None, 0
 
     def send(self, request):
         if self.connection is None:
-            self.connection = socket.socket(socket.AF_UNIX)
-            self.connection.connect(self.address)
-            self.stream = self.connection.makefile("rw")
+            connection = socket.socket(socket.AF_UNIX)
+            connection.connect(self.address)
+            self.connection, self.stream = connection, connection.makefile("rw")
             print(json.dumps({"env": self.environment, "modules": self.modules}), file=self.stream, flush=True)
         print(json.dumps(request), file=self.stream, flush=True)
 
     def answer(self):
-        answer = self.stream.readline().strip()
+        try:
+            answer = self.stream.readline().strip()
+        except ConnectionResetError:
+            answer = ""
         assert answer, "fork_server.py has ended"
         return answer
 
@@ -151,7 +169,6 @@ class Forks:
         argv = [str(script), *map(str, arguments)]
         self.send({"argv": argv, "cwd": str(cwd or self.folder), "env": env or {}, "log": str(log)})
         pid = int(self.answer())
-        self.running.add(pid)
         return Fork(self, pid, log)
 
     def run(self, script, *arguments, timeout=240, **options):
@@ -179,7 +196,5 @@ class Forks:
 
     def close(self):
         if self.connection is not None:
-            for pid in self.running:
-                os.kill(pid, signal.SIGKILL)
-            self.stream.close()
+            self.connection.shutdown(socket.SHUT_RDWR)  # then what still runs is ended
             self.connection.close()

@@ -11,7 +11,7 @@ from launch import Forks
 from paths import ACCELERATE_CONFIGS as CONFIGS
 
 TASKS = Path(__file__).with_name("rank_tasks.py")
-# Without Dynamo, DeepSpeed's import of it is cheap; nothing here compiles.
+# Nothing here compiles.
 ENVIRONMENT = {
     "DS_ACCELERATOR": "cpu",
     "CUDA_VISIBLE_DEVICES": "",

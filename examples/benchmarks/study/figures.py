@@ -39,7 +39,7 @@ def draw_curves(tested: Tested, titles: list[str], path: Path) -> None:
         for axis, name in zip(panels[2 * place :], (TASKS[task].metric, "loss"), strict=False):
             for title, cells in found.items():
                 progress, middle, deviation = tested.curve(task, cells, name)
-                style = _style(titles, title)
+                style = _style(tested.titles, title)
                 axis.plot(progress, middle, **style)
                 low = [m - d for m, d in zip(middle, deviation, strict=True)]
                 high = [m + d for m, d in zip(middle, deviation, strict=True)]
