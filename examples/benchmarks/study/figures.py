@@ -30,7 +30,10 @@ def draw_rates(found: dict[str, dict[str, dict[float, list[float]]]], path: Path
 
 
 def draw_curves(tested: Tested, titles: list[str], path: Path) -> None:
-    """The metric and the training loss over the training, at the best rate of each title: two panels per task."""
+    """The metric and the training loss over the training, at the best rate of each title: two panels per task.
+
+    Of one task the legend tells the rates.
+    """
     shown = {task: found for task in tested.tasks if (found := tested.trainings(task, titles))}
     if not shown:
         return
@@ -40,6 +43,8 @@ def draw_curves(tested: Tested, titles: list[str], path: Path) -> None:
             for title, cells in found.items():
                 progress, middle, deviation = tested.curve(task, cells, name)
                 style = _style(tested.titles, title)
+                if len(shown) == 1:
+                    style["label"] += f" ({cells[0]['rate']:g})"
                 axis.plot(progress, middle, **style)
                 low = [m - d for m, d in zip(middle, deviation, strict=True)]
                 high = [m + d for m, d in zip(middle, deviation, strict=True)]
