@@ -140,12 +140,11 @@ def main(number: int) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that serve
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     listener = socket.socket(fileno=number)
-    preloaded = False
-    while listener in select.select([listener, sys.stdin], [], [])[0]:
+    files = [listener, sys.stdin]
+    if listener in select.select(files, [], [])[0]:
+        preload()
+    while listener in select.select(files, [], [])[0]:
         connection, _ = listener.accept()
-        if not preloaded:
-            preload()
-            preloaded = True
         if os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             listener.close()

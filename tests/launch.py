@@ -112,9 +112,8 @@ def fork_server(environment):
     """Starts fork_server.py, and gives its address."""
     with tempfile.TemporaryDirectory(prefix="forks_", dir="/tmp") as folder:  # elsewhere an address may be too long
         address = f"{folder}/socket"
-        with socket.socket(
-            socket.AF_UNIX
-        ) as listener:  # the server alone keeps it: without it, nobody waits for answers
+        # The server alone keeps it, so that nobody waits for the answer of one that has ended.
+        with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(address)
             listener.listen()
             command = [sys.executable, str(FORK_SERVER), str(listener.fileno())]
