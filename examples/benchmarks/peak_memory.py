@@ -4,8 +4,8 @@
 
 Trains models made from configs on random data, with weights in float32 and in bfloat16. Tells the bytes per parameter
 of the weights, of the gradients that are held at a time, of the optimizer's state and of the step's temporaries, and
-the peak of the whole step, as torch's allocator counts them. Writes results.json, with the command, the commit, the
-versions and the device, results.md and results.png.
+the peak of the whole step, as torch's allocator counts them. AdamW in 8 bits is measured where bitsandbytes is
+installed. Writes results.json, with the command, the commit, the versions and the device, results.md and results.png.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,13 @@ def _lion(params: Any, **options: Any) -> Optimizer:
     return Lion(params, **options)
 
 
+def _adamw_8bit(params: Any, **options: Any) -> Optimizer:
+    from bitsandbytes.optim import AdamW8bit
+
+    optimizer: Optimizer = AdamW8bit(params, **options)
+    return optimizer
+
+
 # As `--optim` sets them; the rate is such that nothing runs off in a few steps.
 AUTO: dict[str, Any] = {"lr": 1e-6, "grad_rms": "auto"}
 FLOAT8: dict[str, Any] = {"momentum_dtype": "float8", "rounding": "stochastic"}
@@ -60,6 +68,8 @@ OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], bool]] = {
     "LPSGDM, layerwise, float8 momentum": (partial(LPSGDM, **FLOAT8, **AUTO), True),
     "LPSGD, layerwise": (partial(LPSGD, **AUTO), True),
 }
+if find_spec("bitsandbytes"):
+    OPTIMIZERS["AdamW, 8-bit"] = partial(_adamw_8bit, lr=1e-6), False
 
 
 LLAMA: dict[str, Any] = {"vocab_size": 32000, "hidden_size": 768, "intermediate_size": 2048}
@@ -225,7 +235,7 @@ def main() -> None:
         parser.error("--device cuda: torch sees no GPU here; use --device cpu")
     make_folder(parser, "--output_dir", args.output_dir)
     device = torch.device(args.device)
-    facts = provenance(Path(__file__).name, ("transformers", "lion-pytorch"), device)
+    facts = provenance(Path(__file__).name, ("transformers", "lion-pytorch", "bitsandbytes"), device)
     cases = [(model, dtype, name) for model in args.models for dtype in args.dtypes for name in args.optimizers]
     results: dict[str, dict[str, dict[str, Any]]] = {}
     for model, dtype, name in tqdm(cases, unit="optimizer"):

@@ -30,7 +30,7 @@ from provenance import provenance
 from study.data import PLACES, use_data
 from study.tasks import TASKS
 from study.training import train
-from study.words import best_rate
+from study.words import best_rate, rates_of
 from tqdm.auto import tqdm
 
 HERE = Path(__file__).resolve().parent
@@ -53,12 +53,12 @@ def cells_of(study: dict[str, Any], finished: object = None) -> Iterator[dict[st
     split = {"split": "validation"} if "test" in study else {}
     for seed, task in itertools.product(study["seeds"], study["tasks"]):
         for contender, options in contenders_of(study, task):
-            for rate in contender["rates"]:
+            for rate in rates_of(contender):
                 yield {
                     "task": task,
                     "optimizer": contender["optimizer"],
                     "options": options,
-                    "rate": float(rate),
+                    "rate": rate,
                     "seed": seed,
                     **split,
                 }
@@ -183,11 +183,13 @@ def main() -> None:
     wrong = [task for task in (*study["tasks"], *args.only) if task not in TASKS]
     if wrong:
         parser.error(f"unknown task {wrong[0]!r}; the tasks are {', '.join(TASKS)}")
-    study["tasks"] = [task for task in study["tasks"] if not args.only or task in args.only]
-    for contender in study["contenders"]:
-        contender["rates"] = contender["rates"][: args.rates]
+    part = {
+        **study,
+        "tasks": [task for task in study["tasks"] if not args.only or task in args.only],
+        "contenders": [{**contender, "rates": contender["rates"][: args.rates]} for contender in study["contenders"]],
+    }
     places = {"cifar10": args.cifar10, "texts": args.texts, "minilm": args.minilm}
-    if any("{texts}" in TASKS[task].flags for task in study["tasks"]) and not Path(args.texts or "?").is_dir():
+    if any("{texts}" in TASKS[task].flags for task in part["tasks"]) and not Path(args.texts or "?").is_dir():
         parser.error(f"--texts {args.texts or '(not given)'}: no such folder; name the one with the texts, see --help")
     args.workers = args.workers or (os.cpu_count() if args.device == "cpu" else 1)
     folder = args.output_dir or HERE / "results" / args.study.stem
@@ -195,10 +197,10 @@ def main() -> None:
     path = folder / "cells.jsonl"
     torch.set_num_threads(1)
     use_data(**places)
-    packages = ("numpy", "lion-pytorch", "scikit-learn", "datasets", "transformers", "accelerate")
+    packages = ("numpy", "lion-pytorch", "bitsandbytes", "scikit-learn", "datasets", "transformers", "accelerate")
     facts = provenance(Path(__file__).name, packages, torch.device(args.device))
     ran = 0
-    stages = [("choosing the rates", partial(cells_of, study))] if args.no_test else stages_of(study)
+    stages = [("choosing the rates", partial(cells_of, part))] if args.no_test else stages_of(part)
     for title, cells_in in stages:
         finished = read_cells(path)
         done = {key_of(cell) for cell in finished}

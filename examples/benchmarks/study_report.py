@@ -146,11 +146,45 @@ def best_of_each(found: Values) -> list[str]:
     return lines
 
 
+def beside_adamw(found: Values) -> list[str]:
+    """How much each contender is ahead of AdamW at the same rate: below AdamW's best rate, at it and above it.
+
+    Nothing for a study without AdamW, or one whose tasks have several metrics.
+    """
+    metrics = {TASKS[task].metric for task in found}
+    if len(metrics) > 1 or not all("AdamW" in contenders for contenders in found.values()):
+        return []
+    ahead: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for task, contenders in found.items():
+        of_adamw = contenders["AdamW"]
+        best = best_rate(task, of_adamw)
+        for title in contenders.keys() - {"AdamW"}:
+            for rate in contenders[title].keys() & of_adamw.keys():
+                side = (rate > best) - (rate < best)
+                ahead[title][side].append(mean(contenders[title][rate]) - mean(of_adamw[rate]))
+    (metric,) = metrics
+    is_loss = metric.endswith("loss")
+    lines = ["", "## Beside AdamW at the same learning rate", ""]
+    lines += [
+        f"{metric} less that of AdamW{', lower is better' if is_loss else ', in points'}. Mean over the tasks and the "
+        "rates below AdamW's best, at it and above it:",
+        "",
+        "| optimizer | below | AdamW's best rate | above |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for title in dict.fromkeys(title for contenders in found.values() for title in contenders):
+        means = [mean(ahead[title][side]) if ahead[title][side] else None for side in (-1, 0, 1)]
+        if any(value is not None for value in means):
+            entries = ["" if x is None else f"{x:+.3f}" if is_loss else f"{100 * x:+.1f}" for x in means]
+            lines.append(f"| {title} | " + " | ".join(entries) + " |")
+    return lines
+
+
 def report_of_choice(cells: list[dict[str, Any]], folder: Path) -> list[str]:
     """The tables of a study without a test; draws its figure."""
     cells = of_whole_seeds([cell for cell in cells if cell.get("split") != "test"])
     found = gather(cells)
-    lines = ["## Each optimizer at its best rate", "", *best_of_each(found)]
+    lines = ["## Each optimizer at its best rate", "", *best_of_each(found), *beside_adamw(found)]
     titles = {cell["title"] for cell in cells if cell["title"] == title_of(cell)}
     families = Counter(family_of(title) for title in titles if "p_max" in title)
     if families:
@@ -175,14 +209,13 @@ def report_of_choice(cells: list[dict[str, Any]], folder: Path) -> list[str]:
 
 def report_of_test(cells: list[dict[str, Any]], study: dict[str, Any], folder: Path) -> list[str]:
     """The tables of a study with a test; draws its figures."""
-    names = dict(known_as(study))
     contenders = {
         title_of({"optimizer": contender["optimizer"], "options": options}): contender
         for task in dict.fromkeys(cell["task"] for cell in cells)  # the last run may have been one of a few tasks
         for contender, options in contenders_of(study, task)
     }
     first_rates = {
-        names.get(title, title): float(contender["first_rate"])
+        contender.get("title", title): float(contender["first_rate"])
         for title, contender in contenders.items()
         if "first_rate" in contender
     }
@@ -206,9 +239,8 @@ def main() -> None:
     order = list(TASKS)
     cells.sort(key=lambda cell: order.index(cell["task"]))
     run, study = read_origin(args.folders[0] / "cells.jsonl")
-    names = dict(known_as(study))
     for cell in cells:
-        cell["title"] = names.get(title_of(cell), title_of(cell))
+        cell["title"], cell["rate"] = known_as(cell, study)
     folder = args.folders[0]
     tables = report_of_test(cells, study, folder) if "test" in study else report_of_choice(cells, folder)
     note = args.folders[0] / "note.md"

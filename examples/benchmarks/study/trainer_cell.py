@@ -28,7 +28,14 @@ FLAGS = {
     "adam_beta2": "adam_beta2",
     "dtype": "dtype",
 }
-NAMES = {"AdamW": "adamw_torch", "SGD": "sgd", "Adafactor": "adafactor", "LPSGD": "lpsgd", "LPSGDM": "lpsgdm"}
+NAMES = {
+    "AdamW": "adamw_torch",
+    "AdamW8bit": "adamw_8bit",  # needs bitsandbytes
+    "SGD": "sgd",
+    "Adafactor": "adafactor",
+    "LPSGD": "lpsgd",
+    "LPSGDM": "lpsgdm",
+}
 
 
 class _Watch(TrainerCallback):

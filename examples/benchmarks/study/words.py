@@ -1,12 +1,11 @@
 """How cells and figures of the study are called in tables."""
 
-from collections.abc import Iterator
 from statistics import mean, stdev
 from typing import Any
 
 from .tasks import TASKS
 
-__all__ = ["best_rate", "family_of", "known_as", "spread", "title_of"]
+__all__ = ["best_rate", "family_of", "known_as", "rates_of", "spread", "title_of"]
 
 
 def title_of(cell: dict[str, Any]) -> str:
@@ -17,11 +16,24 @@ def title_of(cell: dict[str, Any]) -> str:
     return ", ".join([head, *(f"{name}={value}" for name, value in options.items())])
 
 
-def known_as(study: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The contenders that the study gives a title: the words of `title_of`, and that title."""
-    for contender in study.get("contenders", ()):
-        if "title" in contender:
-            yield title_of({"options": {}, **contender}), contender["title"]
+def rates_of(contender: dict[str, Any]) -> dict[float, float]:
+    """The learning rates of a contender of a study, each with the one that tables show.
+
+    They differ by the contender's `rate_factor`: to move by 1.5 times the library's half is to train at 1.5 times the
+    rate.
+    """
+    factor = contender.get("rate_factor", 1)
+    return {float(f"{factor * float(rate):.6g}"): float(rate) for rate in contender["rates"]}
+
+
+def known_as(cell: dict[str, Any], study: dict[str, Any]) -> tuple[str, float]:
+    """The title and the rate that tables show of a cell."""
+    title, rate = title_of(cell), cell["rate"]
+    same = [known for known in study.get("contenders", ()) if title_of({"options": {}, **known}) == title]
+    for contender in same:
+        if rate in rates_of(contender):
+            return contender.get("title", title), rates_of(contender)[rate]
+    return next((contender["title"] for contender in same if "title" in contender), title), rate
 
 
 def family_of(title: str) -> str:

@@ -14,6 +14,7 @@ from study import character_model, data, language_model, sentence_classifier, ta
 from study.contenders import make_optimizer
 from study.tested import Tested
 from study.training import train
+from study.words import known_as
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -116,6 +117,40 @@ def test_a_seed_that_was_cut_off_is_not_counted():
     cells = [{"task": task, "seed": seed, "rate": rate} for task in "ab" for seed in (0, 1) for rate in (1, 2)]
     assert study_report.of_whole_seeds(cells) == cells
     assert study_report.of_whole_seeds(cells[:-1]) == cells[:-2]
+
+
+def test_a_contender_with_a_factor_trains_at_as_much_more_and_is_shown_at_the_rate_it_names():
+    contenders = [
+        {"optimizer": "LPSGDM", "title": "half", "rates": [1e-3, 3e-3]},
+        {"optimizer": "LPSGDM", "title": "three quarters", "rates": [1e-3, 3e-3], "rate_factor": 1.5},
+    ]
+    study = {**STUDY, "seeds": [0], "contenders": contenders}
+    cells = list(run_study.cells_of(study))
+    assert [cell["rate"] for cell in cells] == [1e-3, 3e-3, 1.5e-3, 4.5e-3]
+    assert [known_as(cell, study) for cell in cells] == [
+        ("half", 1e-3),
+        ("half", 3e-3),
+        ("three quarters", 1e-3),
+        ("three quarters", 3e-3),
+    ]
+    assert known_as({**cells[0], "rate": 0.1}, study) == ("half", 0.1)
+    assert known_as({**cells[0], "optimizer": "AdamW"}, study) == ("AdamW", 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("task", "values", "row"),
+    [
+        ("digits_vit", {"AdamW": [0.5, 0.8, 0.7], "LPSGDM": [0.4, 0.81, 0.75]}, "-10.0 | +1.0 | +5.0"),
+        ("shakespeare", {"AdamW": [2.0, 1.5, 1.7], "LPSGDM": [2.1, 1.5, 1.6]}, "+0.100 | +0.000 | -0.100"),
+    ],
+)
+def test_the_report_tells_what_each_gains_beside_adamw_below_at_and_above_its_best_rate(task, values, row):
+    found = {
+        task: {title: dict(zip((1e-4, 1e-3, 1e-2), ([v] for v in of), strict=True)) for title, of in values.items()}
+    }
+    assert study_report.beside_adamw(found)[-1] == f"| LPSGDM | {row} |"
+    del found[task]["AdamW"]
+    assert study_report.beside_adamw(found) == []
 
 
 def test_a_cell_is_the_same_when_it_is_run_again(short):
