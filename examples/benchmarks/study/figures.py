@@ -24,7 +24,7 @@ def draw_rates(found: dict[str, dict[str, dict[float, list[float]]]], path: Path
             rates = sorted(rate for rate in of_rates if math.isfinite(mean(of_rates[rate])))
             values = [mean(of_rates[rate]) for rate in rates]
             axis.plot(rates, values, "o", markersize=3, **_style(titles, title))
-        axis.set(xscale="log", xlabel="learning rate", ylabel=TASKS[task].metric, title=task)
+        axis.set(xscale="log", xlabel="learning rate", ylabel=_words(TASKS[task].metric), title=task)
         _zoom(axis, task, [mean(values) for of_rates in contenders.values() for values in of_rates.values()])
     _save(figure, panels, path)
 
@@ -41,16 +41,20 @@ def draw_curves(tested: Tested, titles: list[str], path: Path) -> None:
     for place, (task, found) in enumerate(shown.items()):
         for axis, name in zip(panels[2 * place :], (TASKS[task].metric, "loss"), strict=False):
             for title, cells in found.items():
-                progress, middle, deviation = tested.curve(task, cells, name)
+                steps, middle, deviation = tested.curve(cells, name)
                 style = _style(tested.titles, title)
                 if len(shown) == 1:
                     style["label"] += f" ({cells[0]['rate']:g})"
-                axis.plot(progress, middle, **style)
+                axis.plot(steps, middle, **style)
                 low = [m - d for m, d in zip(middle, deviation, strict=True)]
                 high = [m + d for m, d in zip(middle, deviation, strict=True)]
-                axis.fill_between(progress, low, high, color=style["color"], alpha=0.15)
-            axis.set(xlabel="share of the training", ylabel="training loss" if name == "loss" else name, title=task)
+                axis.fill_between(steps, low, high, color=style["color"], alpha=0.15)
+            axis.set(xlabel="step", ylabel=_words(name), title=task if len(shown) > 1 else "")
     _save(figure, panels, path)
+
+
+def _words(name: str) -> str:
+    return {"loss": "training loss", "eval_loss": "evaluation loss"}.get(name, name)
 
 
 def _zoom(axis: Any, task: str, values: list[float]) -> None:

@@ -86,14 +86,14 @@ class Tested:
             tests = {title: self._choice[task, title, self.best_rate(task, title)] for title in tried}
         return {title: cells for title, cells in tests.items() if all(cell.get("curve") for cell in cells)}
 
-    def curve(self, task: str, cells: Cells, name: str) -> tuple[list[float], list[float], list[float]]:
-        """Progress, mean and standard deviation of an entry of their curves."""
+    def curve(self, cells: Cells, name: str) -> tuple[list[float], list[float], list[float]]:
+        """Steps, mean and standard deviation of an entry of their curves."""
         shortest = min((cell["curve"] for cell in cells), key=len)  # a run that diverged was cut off
-        progress = [point["step"] / self._steps[task] for point in shortest]
-        values = [[cell["curve"][place].get(name) for cell in cells] for place in range(len(progress))]
+        steps = [point["step"] for point in shortest]
+        values = [[cell["curve"][place].get(name) for cell in cells] for place in range(len(steps))]
         known = [place for place, of_cells in enumerate(values) if None not in of_cells]
         spreads = [stdev(values[place]) if len(cells) > 1 else 0.0 for place in known]
-        return [progress[place] for place in known], [mean(values[place]) for place in known], spreads
+        return [steps[place] for place in known], [mean(values[place]) for place in known], spreads
 
 
 def _table(tested: Tested, which: str, with_rate: bool) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
 
-from hf_lpsgd import LPSGD, LPSGDM, tie_p_schedule
+from hf_lpsgd import LPSGD, LPSGDM, step_in_backward, tie_p_schedule
 
 from .contenders import make_optimizer, reference_size_of
 from .tasks import TASKS
@@ -32,10 +32,10 @@ def train(cell: dict[str, Any], device: str = "cpu", watch: Watch | None = None)
 
     Args:
         cell: `task`, `optimizer`, `rate`, `seed`, and `options`: those of the optimizer's constructor, and
-            `p_schedule`, `p_granularity`, `clip`, the largest norm of the gradient, 0 for none, and `dtype`, that of
-            the weights, the activations and the gradients. `split` is
-            `validation` where the accuracy is that on the examples held out, `test` where it is that on the test
-            data, along with a curve over training. Without it there are no test data, and all others are trained on.
+            `p_schedule`, `p_granularity`, `batch_size`, `layerwise`, `clip`, the largest norm of the gradient, 0 for
+            none, and `dtype`, that of the weights, the activations and the gradients. `split` is `validation` where
+            the accuracy is that on the examples held out, `test` where it is that on the test data, along with a curve
+            over training. Without it there are no test data, and all others are trained on.
         device: what to train on.
         watch: called before each step with its number, the number of steps, the model and the optimizer.
     """
@@ -72,10 +72,11 @@ def _train_by_loop(cell: dict[str, Any], device: str, watch: Watch | None) -> di
     data = data.on(device, dtype)
     model = task.model().to(device, dtype)
     tie = {name: options.pop(name) for name in ("p_schedule", "p_granularity") if name in options}
-    clip = options.pop("clip", CLIP)
+    clip, batch_size = options.pop("clip", CLIP), options.pop("batch_size", task.batch_size)
+    layerwise = options.pop("layerwise", False)
     optimizer = make_optimizer(model, cell["optimizer"], cell["rate"], options)
     inputs, labels = data.train
-    steps_per_epoch = len(inputs) // task.batch_size
+    steps_per_epoch = len(inputs) // batch_size
     steps = steps_per_epoch * task.epochs
     warmup = round(WARMUP * steps)
 
@@ -96,6 +97,8 @@ def _train_by_loop(cell: dict[str, Any], device: str, watch: Watch | None) -> di
             granularity=tie.get("p_granularity", "step"),
             **of_epochs,
         )
+        if layerwise:
+            step_in_backward(optimizer)
     generator = torch.Generator().manual_seed(cell["seed"])
     parameters = list(model.parameters())
     model.train()
@@ -105,7 +108,7 @@ def _train_by_loop(cell: dict[str, Any], device: str, watch: Watch | None) -> di
         place = step % steps_per_epoch
         if place == 0:
             order = torch.randperm(len(inputs), generator=generator).to(device)
-        batch = order[place * task.batch_size :][: task.batch_size]
+        batch = order[place * batch_size :][:batch_size]
         if watch is not None:
             watch(step, steps, model, optimizer)
         loss = cross_entropy(model(inputs[batch]).flatten(0, -2).float(), labels[batch].flatten())

@@ -75,7 +75,7 @@ def test_the_studies_of_the_repository_name_tasks_and_optimizers_that_there_are(
             _, args = HfArgumentParser((script.Arguments, TrainingArguments)).parse_args_into_dataclasses(flags)
             validate_optim_args(args)
             continue
-        of_the_loop = ("p_schedule", "p_granularity", "clip", "dtype")
+        of_the_loop = ("p_schedule", "p_granularity", "batch_size", "clip", "layerwise", "dtype")
         options = {name: value for name, value in cell["options"].items() if name not in of_the_loop}
         if cell["optimizer"] != "Lion":
             make_optimizer(torch.nn.Linear(2, 2), cell["optimizer"], cell["rate"], options)
@@ -157,6 +157,16 @@ def test_a_cell_is_the_same_when_it_is_run_again(short):
     cell = next(cell for cell in run_study.cells_of(STUDY) if cell["optimizer"] == "LPSGDM")
     first, again = train(cell), train(cell)
     assert [first[key] for key in ("accuracy", "loss")] == [again[key] for key in ("accuracy", "loss")]
+
+
+def test_a_cell_trains_in_batches_of_its_size_layerwise_as_otherwise(short):
+    cell = {"task": "digits_vit", "optimizer": "LPSGD", "options": {"clip": 0}, "rate": 1e-3, "seed": 0}
+    whole, layerwise = (train({**cell, "options": {**cell["options"], **more}}) for more in ({}, {"layerwise": True}))
+    assert layerwise["loss"] == pytest.approx(whole["loss"], rel=1e-4)
+    steps = []
+    larger = {**cell, "options": {**cell["options"], "batch_size": 25}}
+    train(larger, watch=lambda step, number, model, optimizer: steps.append((step, number)))
+    assert steps == [(step, 4) for step in range(4)]
 
 
 def test_an_unknown_task_is_told_in_one_line(tmp_path, monkeypatch, capsys):
@@ -250,8 +260,8 @@ def test_the_report_of_a_test_tells_what_was_chosen_and_what_came_of_it():
     ]
     assert [report.steps_to("digits_vit", title) for title in ("AdamW", "LPSGDM")] == [1.0, 0.5]
     of_tests = report.trainings("digits_vit", ["AdamW", "LPSGDM"])
-    progress, middle, deviation = report.curve("digits_vit", of_tests["AdamW"], "accuracy")
-    assert [progress, middle, deviation] == [[0.5, 1.0], [0.1, 0.9], [0.0, 0.0]]
+    steps, middle, deviation = report.curve(of_tests["AdamW"], "accuracy")
+    assert [steps, middle, deviation] == [[5, 10], [0.1, 0.9], [0.0, 0.0]]
 
 
 def test_test_data_are_no_part_of_what_is_trained_on_or_chosen_by():
