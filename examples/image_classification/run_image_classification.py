@@ -14,6 +14,7 @@ import hf_lpsgd  # noqa: F401  # makes `--optim lpsgd` and `--optim lpsgdm` know
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,13 @@ class ImageTrainer(ExactTrainer, CardTrainer, LastBatchTrainer):
 
 
 def make_trainer(
-    model: Any, processor: Any, training_args: TrainingArguments, train: Any, evaluation: Any, facts: RunFacts
+    model: Any,
+    processor: Any,
+    training_args: TrainingArguments,
+    train: Any,
+    evaluation: Any,
+    facts: RunFacts,
+    **trainer_options: Any,
 ) -> ImageTrainer:
     """A Trainer of `model` on the datasets `train` and `evaluation`, either of which may be None."""
     metric = evaluate.load(str(Path(__file__).parent / "run" / "accuracy.py"), keep_in_memory=True)
@@ -53,6 +60,7 @@ def make_trainer(
         processing_class=processor,
         preprocess_logits_for_metrics=lambda out, _: (out[0] if isinstance(out, tuple) else out).argmax(-1),
         compute_metrics=lambda result: metric.compute(predictions=result.predictions, references=result.label_ids),
+        **trainer_options,
     )
 
 
@@ -80,11 +88,17 @@ def facts_for_card(arguments: Arguments, images: Images, augmentation: str) -> R
     )
 
 
-def main() -> None:
-    arguments = parse_arguments(sys.argv[1:], __doc__)
+def main(flags: Sequence[str] | None = None, **trainer_options: Any) -> ImageTrainer:
+    """Do what the flags say, and return the Trainer.
+
+    Args:
+        flags: default: those of the command line.
+        trainer_options: more arguments of the Trainer, such as `callbacks`.
+    """
+    arguments = parse_arguments(sys.argv[1:] if flags is None else flags, __doc__)
     check_arguments(arguments)
     try:
-        run(arguments)
+        return run(arguments, **trainer_options)
     except BadData as error:
         fail(error.line, anywhere=True)
 
@@ -97,7 +111,7 @@ def delete(checkpoint: Path) -> None:
         fail(f"--overwrite_output_dir cannot delete {str(checkpoint)!r}: {why}; name another --output_dir")
 
 
-def run(arguments: Arguments) -> None:
+def run(arguments: Arguments, **trainer_options: Any) -> ImageTrainer:
     """Train, evaluate, or both, and leave all there is to know of it in the output folder."""
     training_args, data_args = arguments.training, arguments.data
     do_train, do_eval = training_args.do_train, training_args.do_eval
@@ -135,7 +149,7 @@ def run(arguments: Arguments) -> None:
     augmentation = choose_augmentation(data_args, processor, images)
     train, evaluation = for_model(images, model, processor, augmentation, training_args.seed, data_args)
     facts = facts_for_card(arguments, images, augmentation)
-    trainer = make_trainer(model, processor, training_args, train, evaluation, facts)
+    trainer = make_trainer(model, processor, training_args, train, evaluation, facts, **trainer_options)
     if do_train:
         batch, processes = training_args.train_batch_size, training_args.world_size
         config: Any = training_args.accelerator_config
@@ -174,7 +188,7 @@ def run(arguments: Arguments) -> None:
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
     if not is_main:
-        return
+        return trainer
     if do_eval:
         print(f"accuracy = {metrics['eval_accuracy']:.3f}")
     if do_train:
@@ -192,6 +206,7 @@ def run(arguments: Arguments) -> None:
             sys.stdout.flush()
             fail(f"the push failed: {not_pushed}. All is saved in {output_dir}; to push it again: {again}")
         print(f"hub:     {trainer.hub_model_id}")
+    return trainer
 
 
 if __name__ == "__main__":

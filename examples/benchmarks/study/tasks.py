@@ -28,6 +28,7 @@ class Task:
         script: the Trainer script in this folder that trains it; None for the loop of training.py.
         flags: more flags of the script, after those of every script; {NAME} is a place of `data.PLACES`.
         metric: what a cell is judged by, the name of its entry; a loss is better if it is lower.
+        epochs_to_choose: how long to train where the learning rate is chosen; None for `epochs`.
     """
 
     description: str
@@ -38,6 +39,7 @@ class Task:
     script: str | None = None
     flags: str = ""
     metric: str = "accuracy"
+    epochs_to_choose: int | None = None
 
     @property
     def lower_is_better(self) -> bool:
@@ -187,5 +189,17 @@ TASKS = {
     "shakespeare_8000": _shakespeare(8000),
     "sst2": _sst2(16000, 1),
     "sst2_2000": _sst2(2000, 3),
+    "cifar10_resnet20": Task(
+        "CIFAR-10, all 50,000 images, ResNet-20 (0.27 million parameters) from scratch by the showcase, 30 epochs of "
+        "batches of 128, with bfloat16 autocast; learning rates chosen with 5 epochs",
+        _of_the_script,
+        _of_the_script,
+        epochs=30,
+        batch_size=128,
+        script="image_classifier",
+        flags="--cifar10 {cifar10} --bf16 --warmup_steps 0.05 --weight_decay 0.01 --logging_strategy steps "
+        "--logging_steps 0.02",
+        epochs_to_choose=5,
+    ),
 }
 """The tasks by name."""
