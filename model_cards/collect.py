@@ -21,7 +21,7 @@ number. This folder is written by `collect.py`. The weights are not in it. `pyth
 uoft-cs/cifar10 data` makes the two parts of CIFAR-10: one to pretrain on, with its first five classes, and one to
 fine-tune on, with the others.
 
-| model | dataset | type | optimizer | accuracy |
+| model | dataset | type | optimizer | result |
 |---|---|---|---|---|
 """
 
@@ -43,10 +43,10 @@ def index(folder: Path) -> str:
     for path in sorted(folder.glob("*/README.md")):
         card, name = ModelCard.load(path), path.parent.name
         results = card.data.eval_results or []
-        accuracy = [f"{result.metric_value:.4f}" for result in results if result.metric_type == "accuracy"]
+        metrics = [f"{result.metric_type} {result.metric_value:.4f}" for result in results]
         dataset = results[0].dataset_name if results else "not evaluated"
-        kind, optim = card.data.tags[2:4]
-        rows.append(f"| [{name}]({name}/README.md) | {dataset} | {kind} | `{optim}` | {' '.join(accuracy)} |\n")
+        kind, optim, _ = card.data.tags[-3:]
+        rows.append(f"| [{name}]({name}/README.md) | {dataset} | {kind} | `{optim}` | {', '.join(metrics)} |\n")
     return HEAD + "".join(rows)
 
 

@@ -3,7 +3,8 @@
     python -m hf_lpsgd examples/benchmarks/study/character_model.py --text_file tinyshakespeare.txt --optim lpsgdm \
         --learning_rate 1e-3 --max_steps 2000 --output_dir runs/character_model
 
-It takes the flags of TrainingArguments and knows nothing of this package's optimizers. The study calls `main`.
+It takes the flags of TrainingArguments and knows nothing of this package's optimizers. The study calls `main`. As a
+command it leaves the model and a model card.
 The model is transformers' GPT-2 with nanoGPT's sizes, initial weights and GELU. Its biases stay at zero, as nanoGPT
 has none. A batch is made of random places in the text. The loss is the mean over all 64 characters of each.
 """
@@ -113,4 +114,19 @@ def main(arguments: list[str] | None = None, **trainer_options: Any) -> tuple[Tr
 
 
 if __name__ == "__main__":
-    print(main()[1])
+    from showcase import keep
+
+    trainer: Any
+    trainer, final = main()
+    keep(
+        trainer,
+        dataset="tinyshakespeare",
+        eval_split="test",
+        train_images=len(trainer.train_dataset),
+        task="text-generation",
+        kind="nanoGPT's character model for a CPU,",
+        examples="pieces of 64 characters",
+        hyperparameters={"evaluated during the training on": f"{len(trainer.eval_dataset)} pieces of the same text"},
+        pipeline_input=None,
+    )
+    print(f"loss = {final['eval_loss']:.3f}")

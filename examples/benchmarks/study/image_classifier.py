@@ -1,7 +1,5 @@
 """Train ResNet-20 on CIFAR-10 by the showcase, examples/image_classification: the study calls `main`."""
 
-import importlib
-import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +7,8 @@ from typing import Any
 
 from transformers import HfArgumentParser, Trainer
 
-SHOWCASE = Path(__file__).resolve().parents[2] / "image_classification"
+from .showcase import of_showcase
+
 MODEL = ["--model_type", "cifar_resnet", "--config_overrides", "depths=[3,3,3],hidden_sizes=[16,32,64]"]
 
 
@@ -33,9 +32,6 @@ def main(arguments: list[str], **trainer_options: Any) -> tuple[Trainer, dict[st
     """
     parser = HfArgumentParser(Arguments)  # type: ignore[arg-type]
     ours, flags = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
-    if str(SHOWCASE) not in sys.path:
-        sys.path.insert(0, str(SHOWCASE))
-    showcase = importlib.import_module("run_image_classification")
     with tempfile.TemporaryDirectory() as folder:
         dataset = Path(ours.cifar10).resolve()
         if ours.split == "validation":  # without the test images the showcase holds some of the others out
@@ -44,5 +40,7 @@ def main(arguments: list[str], **trainer_options: Any) -> tuple[Trainer, dict[st
             flags += ["--dataset_name", folder, "--train_val_split", "0.1"]
         else:
             flags += ["--dataset_name", str(dataset)]
-        trainer = showcase.main(["--do_train", "--do_eval", *MODEL, *flags], **trainer_options)
+        trainer = of_showcase("run_image_classification").main(
+            ["--do_train", "--do_eval", *MODEL, *flags], **trainer_options
+        )
     return trainer, trainer.state.log_history[-1]

@@ -33,7 +33,7 @@ def command_of(argv: Sequence[str], secrets: Iterable[str | None] = ()) -> Comma
     typed = _launcher_command(argv)
     launched = _by_accelerate() or "WORLD_SIZE" in os.environ
     if typed is None and not launched and _ends_with(sys.orig_argv, argv):
-        typed = list(sys.orig_argv)
+        typed = [*sys.orig_argv[: -len(argv)], *_runner(), *argv]
     words = [*_equivalent_start(), *argv] if typed is None else typed
     start = len(words) - len(argv)
     shown = [Path(words[0]).name if start and os.path.isabs(words[0]) else words[0]]
@@ -54,6 +54,13 @@ def _quoted(word: str) -> str:
 
 def _ends_with(command: Sequence[str], argv: Sequence[str]) -> bool:
     return 0 < len(argv) < len(command) and list(command[-len(argv) :]) == list(argv)
+
+
+def _runner() -> list[str]:
+    """What `python -m hf_lpsgd` had before the script, which it then runs as if it had not been there."""
+    folders = map(Path, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    is_there = any(folder.parts[-2:] == ("hf_lpsgd", "children") for folder in folders)
+    return ["-m", "hf_lpsgd"] if is_there else []
 
 
 def _by_accelerate() -> bool:

@@ -17,14 +17,18 @@ class RunFacts:
         dataset_id: its name on the Hub. Default: it is not there.
         dataset_config: its configuration. Default: none.
         eval_split: the split evaluated on. Default: none was.
-        train_images: number of images trained on. Default: not stated.
-        eval_images: number of images evaluated on. Default: not stated.
+        train_images: number of examples trained on. Default: not stated.
+        eval_images: number of examples evaluated on. Default: not stated.
         left_out: numbers of images to train and to evaluate on that were left out, as they cannot be decoded. Default:
             not stated.
         base_model: the pretrained model that was started from. Default: trained from scratch.
         license: identifier of the model's licence, one of the Hub's. Default: none is stated.
         dataset_folder: name of the folder that holds the dataset. Default: it lies in none.
         hyperparameters: further rows of the table of hyperparameters.
+        task: what the model does, as the Hub names it.
+        kind: what it is, in words.
+        examples: what it is trained on, in the plural.
+        pipeline_input: an input for a pipeline of the model, as code. None: no pipeline is shown.
     """
 
     dataset: str
@@ -38,6 +42,10 @@ class RunFacts:
     license: str | None = None
     dataset_folder: str | None = None
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    task: str = "image-classification"
+    kind: str = "An image classifier"
+    examples: str = "images"
+    pipeline_input: str | None = '"image.png"'
 
 
 def license_of(model: str) -> str | None:

@@ -150,7 +150,7 @@ def _hyperparameters(trainer: Any, facts: RunFacts) -> list[tuple[str, Any]]:
         ("epochs", f"{state.num_train_epochs}"),
         ("optimizer steps", state.max_steps),
         (
-            "images per step",
+            f"{facts.examples} per step",
             f"{total} ({args.per_device_train_batch_size} per device, {args.world_size} process"
             f"{'es' if args.world_size > 1 else ''}, {args.gradient_accumulation_steps} accumulated)",
         ),
@@ -161,14 +161,14 @@ def _hyperparameters(trainer: Any, facts: RunFacts) -> list[tuple[str, Any]]:
         ("seed", args.seed),
     ]
     if facts.train_images is not None:
-        rows.append(("images to train", f"{facts.train_images:,}"))
+        rows.append((f"{facts.examples} to train", f"{facts.train_images:,}"))
     if facts.left_out is not None:
         train, evaluation = facts.left_out
         rows.append(("images left out, as they cannot be decoded", f"{train:,} to train, {evaluation:,} to evaluate"))
     return [*rows, *facts.hyperparameters.items()]
 
 
-def environment_section(trainer: Any) -> str:
+def environment_section(trainer: Any, facts: RunFacts) -> str:
     packages = ("hf-lpsgd", "torch", "transformers", "accelerate", "datasets", "huggingface_hub")
     rows: list[tuple[str, Any]] = [("Python", platform.python_version())]
     for package in packages:
@@ -180,7 +180,7 @@ def environment_section(trainer: Any) -> str:
     times = [entry for entry in trainer.state.log_history if "train_runtime" in entry]
     if times:
         speed = times[-1].get("train_samples_per_second", 0)
-        rows.append(("training took", f"{times[-1]['train_runtime']:.1f} s, {speed:.1f} images per second"))
+        rows.append(("training took", f"{times[-1]['train_runtime']:.1f} s, {speed:.1f} {facts.examples} per second"))
     return "## Versions and hardware\n\n" + table(["what", "which"], rows)
 
 

@@ -73,8 +73,8 @@ def make_model_card(trainer: Any, facts: RunFacts, plot: str | None = None) -> M
     evaluated_on = facts.dataset_id or re.sub(r"[^\w.]+", "-", facts.dataset_folder or facts.dataset).strip("-")
     results = [
         EvalResult(
-            task_type="image-classification",
-            task_name="Image Classification",
+            task_type=facts.task,
+            task_name=facts.task.replace("-", " ").title(),
             dataset_type=evaluated_on,
             dataset_name=facts.dataset,
             dataset_config=facts.dataset_config,
@@ -89,11 +89,11 @@ def make_model_card(trainer: Any, facts: RunFacts, plot: str | None = None) -> M
     data = ModelCardData(
         library_name="transformers",
         license=facts.license,
-        pipeline_tag="image-classification",
+        pipeline_tag=facts.task,
         base_model=None if facts.base_model is None or Path(facts.base_model).is_dir() else facts.base_model,
         datasets=[facts.dataset_id] if facts.dataset_id else None,
-        metrics=["accuracy"],
-        tags=["image-classification", "vision", kind, optim, "hf_lpsgd"],
+        metrics=["accuracy"] if "eval_accuracy" in final else None,
+        tags=[facts.task, *(["vision"] if facts.task.startswith("image") else []), kind, optim, "hf_lpsgd"],
         model_name=name if results else None,
         eval_results=results or None,
     )
@@ -101,8 +101,8 @@ def make_model_card(trainer: Any, facts: RunFacts, plot: str | None = None) -> M
         _introduction(trainer, facts, name),
         _results(trainer, facts, final, plot),
         training_section(trainer, facts),
-        environment_section(trainer),
-        _use(trainer),
+        environment_section(trainer, facts),
+        *([_use(trainer, facts)] if facts.pipeline_input else []),
     ]
     if record_of(trainer) is not None:
         sections.append(f"## Citation\n\nThe optimizer is described in\n\n```bibtex\n{_CITATION}\n```")
@@ -146,11 +146,11 @@ def _introduction(trainer: Any, facts: RunFacts, name: str) -> str:
     if facts.base_model:
         base = Path(facts.base_model)
         start = f"fine-tuned from `{base.absolute().name if base.is_dir() else facts.base_model}`"
+    classes = f" and {model.config.num_labels} classes" if "classification" in facts.task else ""
     lines = [
         f"# {name}",
-        f"An image classifier of type `{model.config.model_type}` with {model.num_parameters():,} parameters and "
-        f"{model.config.num_labels} classes, {start} on {_dataset(facts)} with "
-        f"{optimizer_title(trainer)}.",
+        f"{facts.kind} of type `{model.config.model_type}` with {model.num_parameters():,} parameters{classes}, "
+        f"{start} on {_dataset(facts)} with {optimizer_title(trainer)}.",
     ]
     if not any("train_runtime" in entry for entry in state.log_history):
         progress = f"step {state.global_step} of {state.max_steps}"
@@ -172,9 +172,9 @@ def _results(trainer: Any, facts: RunFacts, final: Mapping[str, Any], plot: str 
     if final:
         words = {"eval_accuracy": "accuracy", "eval_loss": "loss"}
         numbers = " and ".join(f"{word} {final[key]:.4f}" for key, word in words.items() if key in final)
-        images = f"{facts.eval_images:,} images" if facts.eval_images else "images"
+        number = f"{facts.eval_images:,} " if facts.eval_images else ""
         split = f" of the split `{facts.eval_split}`" if facts.eval_split else ""
-        parts.append(f"On the {images}{split}, at step {final['step']}: **{numbers}**.")
+        parts.append(f"On the {number}{facts.examples}{split}, at step {final['step']}: **{numbers}**.")
         finished = any("train_runtime" in entry for entry in history)
         if trainer.args.load_best_model_at_end and best is not None and finished:
             parts[-1] += f" The model is the best one by {trainer.args.metric_for_best_model}, of `{Path(best).name}`."
@@ -202,7 +202,7 @@ def _thinned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for index, row in enumerate(rows) if index in kept]
 
 
-def _use(trainer: Any) -> str:
+def _use(trainer: Any, facts: RunFacts) -> str:
     own_code = not type(trainer.model).__module__.startswith("transformers.")
     trust = ", trust_remote_code=True" if own_code else ""
     where, note = trainer.hub_model_id, ""
@@ -215,8 +215,8 @@ def _use(trainer: Any) -> str:
 ```python
 from transformers import pipeline
 
-classifier = pipeline("image-classification", model="{where}"{trust}){note}
-print(classifier("image.png"))  # a path, a URL or a PIL image
+classifier = pipeline("{facts.task}", model="{where}"{trust}){note}
+print(classifier({facts.pipeline_input}))
 ```
 
 The weights need nothing but transformers. `training_args.bin`, a pickle of the training arguments, can be read only

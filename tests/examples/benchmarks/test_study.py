@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import run_study
 import study_report
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from study import character_model, data, language_model, sentence_classifier, tasks, trainer_cell
 from study.contenders import make_optimizer
 from study.tested import Tested
@@ -391,6 +393,23 @@ def test_the_character_model_is_not_trained_on_the_text_that_it_is_evaluated_on(
     assert trainer.eval_dataset.starts[-1] + character_model.CONTEXT < until
     assert 0 < final["eval_loss"] < 10
     assert not any(parameter.any() for name, parameter in trainer.model.named_parameters() if name.endswith(".bias"))
+
+
+def test_a_script_that_is_run_as_a_command_leaves_the_card_of_its_task(few_steps, tmp_path):
+    script, out = str(run_study.HERE / "study" / "character_model.py"), tmp_path / "out"
+    flags = ["--text_file", str(tmp_path / "tinyshakespeare.txt"), "--max_steps", "4", "--use_cpu", "--output_dir"]
+    command = [sys.executable, "-m", "hf_lpsgd", script, "--optim", "lpsgdm", *flags, str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    card = ModelCard.load(out / "README.md")
+    loss = card.data.eval_results[0].metric_value
+    assert f"loss = {loss:.3f}" in done.stdout
+    assert [card.data.pipeline_tag, card.data.metrics] == ["text-generation", None]
+    assert "trained from scratch on tinyshakespeare with LPSGDM" in card.text
+    assert f"**loss {loss:.4f}**" in card.text
+    assert "-m hf_lpsgd" in card.text
+    assert "image" not in card.text
+    assert (out / "model.safetensors").exists()
 
 
 @repeats_the_studies

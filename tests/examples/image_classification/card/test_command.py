@@ -45,7 +45,6 @@ def started(monkeypatch):
     [
         ["python", "train.py"],
         ["python3.11", "-u", "../code/train.py"],
-        [".venv/bin/python", "-m", "hf_lpsgd", "train.py"],
         ["accelerate", "launch", "--config_file", "configs/multi_gpu.yaml", "train.py"],
         ["accelerate", "launch", "-m", "hf_lpsgd", "train.py"],
         ["torchrun", "--nproc_per_node", "2", "train.py"],
@@ -162,7 +161,11 @@ def test_a_token_among_the_options_of_the_launcher_is_not_shown(started):
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="the system does not tell commands of processes")
-@pytest.mark.parametrize("launcher", [[], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"]])
+@pytest.mark.parametrize(
+    "launcher",
+    [[], ["-m", "hf_lpsgd"], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"]],
+    ids=["alone", "by the runner", "by torchrun"],
+)
 def test_a_real_process_finds_its_own_command(tmp_path, launcher):
     (tmp_path / "tell.py").write_text(SCRIPT)
     # By a path that is relative, as an absolute one is cut to its name.
