@@ -1,0 +1,16 @@
+"""A task of the study in short, for the runner and for the scripts."""
+
+from dataclasses import replace
+
+import pytest
+from study import data, tasks
+
+
+@pytest.fixture
+def few_steps(monkeypatch, tmp_path):
+    """The character model on a text of 4,000 characters, for four steps."""
+    (tmp_path / "tinyshakespeare.txt").write_text("to be or not to be. " * 200)
+    task = tasks.TASKS["shakespeare"]
+    short = " --max_steps 4 --warmup_steps 1 --per_device_train_batch_size 2 --logging_steps 1 --eval_steps 2"
+    monkeypatch.setitem(tasks.TASKS, "shakespeare", replace(task, flags=task.flags + short))
+    monkeypatch.setitem(data.PLACES, "texts", str(tmp_path))
