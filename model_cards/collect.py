@@ -45,7 +45,7 @@ def index(folder: Path) -> str:
         results = card.data.eval_results or []
         metrics = [f"{result.metric_type} {result.metric_value:.4f}" for result in results]
         dataset = results[0].dataset_name if results else "not evaluated"
-        kind, optim, _ = card.data.tags[-3:]
+        kind, optim, _ = card.data.tags[-3:]  # as card/writing.py of the showcase puts them
         rows.append(f"| [{name}]({name}/README.md) | {dataset} | {kind} | `{optim}` | {', '.join(metrics)} |\n")
     return HEAD + "".join(rows)
 

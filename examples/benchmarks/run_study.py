@@ -135,7 +135,10 @@ def _prepare_worker(places: dict[str, str]) -> None:
 
 def _run(cell_and_device: tuple[dict[str, Any], str]) -> dict[str, Any]:
     cell, device = cell_and_device
-    return {**cell, **train(cell, device)}
+    try:
+        return {**cell, **train(cell, device)}
+    except SystemExit as end:  # of a script's error, which it has printed; a pool would wait for the cell for ever
+        raise RuntimeError(f"the script ended with status {end.code} at {key_of(cell)}") from None
 
 
 def _run_all(cells: list[dict[str, Any]], path: Path, args: argparse.Namespace, title: str) -> None:
@@ -159,7 +162,11 @@ def main() -> None:
     parser.add_argument("study", type=Path, help="a file in studies/")
     parser.add_argument("--workers", type=int, help="processes of one thread; default: one per core, 1 on a GPU")
     parser.add_argument("--device", default="cpu", help="default: cpu")
-    parser.add_argument("--cifar10", default="uoft-cs/cifar10", help="CIFAR-10: on the Hub, or a folder of its files")
+    parser.add_argument(
+        "--cifar10",
+        default="uoft-cs/cifar10",
+        help="CIFAR-10: on the Hub, or a folder of its files; for cifar10_resnet20, a folder",
+    )
     parser.add_argument(
         "--texts",
         default="",
@@ -189,8 +196,13 @@ def main() -> None:
         "contenders": [{**contender, "rates": contender["rates"][: args.rates]} for contender in study["contenders"]],
     }
     places = {"cifar10": args.cifar10, "texts": args.texts, "minilm": args.minilm}
-    if any("{texts}" in TASKS[task].flags for task in part["tasks"]) and not Path(args.texts or "?").is_dir():
-        parser.error(f"--texts {args.texts or '(not given)'}: no such folder; name the one with the texts, see --help")
+    if "test" in study and any("rate_factor" in contender for contender in study["contenders"]):
+        parser.error("rate_factor: a study with a test has none; give the contender the rates it is to train at")
+    for place in ("texts", "cifar10"):
+        needed = any(f"{{{place}}}" in TASKS[task].flags for task in part["tasks"])
+        if needed and not Path(places[place] or "?").is_dir():
+            given = places[place] or "(not given)"
+            parser.error(f"--{place} {given}: no such folder; name the one with the data, see --help")
     args.workers = args.workers or (os.cpu_count() if args.device == "cpu" else 1)
     folder = args.output_dir or HERE / "results" / args.study.stem
     make_folder(parser, "--output_dir", folder)

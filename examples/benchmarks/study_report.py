@@ -9,6 +9,7 @@ lies there, as for cells of another version of hf_lpsgd, its text comes first.
 """
 
 import argparse
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -33,7 +34,7 @@ def gather(cells: Iterable[dict[str, Any]]) -> Values:
 
 
 def of_whole_seeds(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The cells of the seeds with which all of a task was run: one that was cut off would favour some contenders."""
+    """The cells of the seeds with which most of a task was run: one that was cut off would favour some contenders."""
     number = Counter((cell["task"], cell["seed"]) for cell in cells)
     most = {task: max(count for (other, _), count in number.items() if other == task) for task, _ in number}
     return [cell for cell in cells if number[cell["task"], cell["seed"]] == most[cell["task"]]]
@@ -158,24 +159,26 @@ def beside_adamw(found: Values) -> list[str]:
     for task, contenders in found.items():
         of_adamw = contenders["AdamW"]
         best = best_rate(task, of_adamw)
-        for title in contenders.keys() - {"AdamW"}:
-            for rate in contenders[title].keys() & of_adamw.keys():
+        for title, of_rates in contenders.items():
+            for rate in of_adamw:
                 side = (rate > best) - (rate < best)
-                ahead[title][side].append(mean(contenders[title][rate]) - mean(of_adamw[rate]))
+                tried = rate in of_rates
+                ahead[title][side].append(mean(of_rates[rate]) - mean(of_adamw[rate]) if tried else math.nan)
     (metric,) = metrics
     is_loss = metric.endswith("loss")
     lines = ["", "## Beside AdamW at the same learning rate", ""]
     lines += [
         f"{metric} less that of AdamW{', lower is better' if is_loss else ', in points'}. Mean over the tasks and the "
-        "rates below AdamW's best, at it and above it:",
+        "rates below AdamW's best, at it and above it. These figures chose AdamW's best rate too, which favours AdamW "
+        "there. Nothing where a rate was not tried, or one of the two diverged:",
         "",
         "| optimizer | below | AdamW's best rate | above |",
         "| --- | ---: | ---: | ---: |",
     ]
-    for title in dict.fromkeys(title for contenders in found.values() for title in contenders):
-        means = [mean(ahead[title][side]) if ahead[title][side] else None for side in (-1, 0, 1)]
-        if any(value is not None for value in means):
-            entries = ["" if x is None else f"{x:+.3f}" if is_loss else f"{100 * x:+.1f}" for x in means]
+    for title in dict.fromkeys(title for contenders in found.values() for title in contenders if title != "AdamW"):
+        means = [mean(ahead[title][side]) if ahead[title][side] else math.nan for side in (-1, 0, 1)]
+        entries = [(f"{x:+.3f}" if is_loss else f"{100 * x:+.1f}") if math.isfinite(x) else "" for x in means]
+        if any(entries):
             lines.append(f"| {title} | " + " | ".join(entries) + " |")
     return lines
 
@@ -211,7 +214,7 @@ def report_of_test(cells: list[dict[str, Any]], study: dict[str, Any], folder: P
     """The tables of a study with a test; draws its figures."""
     contenders = {
         title_of({"optimizer": contender["optimizer"], "options": options}): contender
-        for task in dict.fromkeys(cell["task"] for cell in cells)  # the last run may have been one of a few tasks
+        for task in dict.fromkeys(cell["task"] for cell in cells)
         for contender, options in contenders_of(study, task)
     }
     first_rates = {

@@ -79,8 +79,8 @@ def facts_for_card(arguments: Arguments, images: Images, augmentation: str) -> R
         dataset_id=hub_id,
         dataset_config=data_args.dataset_config_name,
         eval_split=None if images.evaluation is None else eval_split,
-        train_images=len(images.train) if isinstance(images.train, datasets.Dataset) else None,
-        eval_images=len(images.evaluation) if isinstance(images.evaluation, datasets.Dataset) else None,
+        train_examples=len(images.train) if isinstance(images.train, datasets.Dataset) else None,
+        eval_examples=len(images.evaluation) if isinstance(images.evaluation, datasets.Dataset) else None,
         left_out=images.left_out,
         base_model=base,
         license=arguments.output.license or (license_of(base) if base else None),
@@ -156,7 +156,7 @@ def run(arguments: Arguments, **trainer_options: Any) -> ImageTrainer:
         if config.split_batches:
             batch //= processes
         option = "--per_device_train_batch_size"
-        trainer.leaves_out_last = is_left_out(model, processor, facts.train_images, batch, processes, option)
+        trainer.leaves_out_last = is_left_out(model, processor, facts.train_examples, batch, processes, option)
     is_main = trainer.is_world_process_zero()
     if is_main:
         counts = [

@@ -118,15 +118,16 @@ if __name__ == "__main__":
 
     trainer: Any
     trainer, final = main()
+    given, _ = HfArgumentParser(Arguments).parse_args_into_dataclasses(return_remaining_strings=True)  # type: ignore[arg-type]
     keep(
         trainer,
-        dataset="tinyshakespeare",
-        eval_split="test",
-        train_images=len(trainer.train_dataset),
+        dataset=Path(given.text_file).stem,
+        eval_split=given.split,
+        train_examples=len(trainer.train_dataset),
         task="text-generation",
-        kind="nanoGPT's character model for a CPU,",
+        kind="A character model",
         examples="pieces of 64 characters",
-        hyperparameters={"evaluated during the training on": f"{len(trainer.eval_dataset)} pieces of the same text"},
+        hyperparameters={"evaluated during the training on": f"{len(trainer.eval_dataset)} of these pieces"},
         pipeline_input=None,
     )
     print(f"loss = {final['eval_loss']:.3f}")

@@ -35,11 +35,13 @@ def main(arguments: list[str], **trainer_options: Any) -> tuple[Trainer, dict[st
     with tempfile.TemporaryDirectory() as folder:
         dataset = Path(ours.cifar10).resolve()
         if ours.split == "validation":  # without the test images the showcase holds some of the others out
+            without_test = Path(folder) / "cifar10"
+            without_test.mkdir()
             for file in dataset.rglob("train-*.parquet"):
-                (Path(folder) / file.name).symlink_to(file)
-            flags += ["--dataset_name", folder, "--train_val_split", "0.1"]
-        else:
-            flags += ["--dataset_name", str(dataset)]
+                (without_test / file.name).symlink_to(file)
+            dataset = without_test
+            flags += ["--train_val_split", "0.1"]
+        flags += ["--dataset_name", str(dataset)]
         trainer = of_showcase("run_image_classification").main(
             ["--do_train", "--do_eval", *MODEL, *flags], **trainer_options
         )

@@ -10,6 +10,7 @@ A file has one example a line: a label and a text, with a tab between. Its first
 
 import random
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -104,14 +105,15 @@ if __name__ == "__main__":
 
     trainer: Any
     trainer, final = main()
+    given, _ = HfArgumentParser(Arguments).parse_args_into_dataclasses(return_remaining_strings=True)  # type: ignore[arg-type]
     keep(
         trainer,
-        dataset="SST-2",
-        eval_split="validation",
-        train_images=len(trainer.train_dataset),
-        base_model=trainer.model.name_or_path,
+        dataset=Path(given.train_file).stem,
+        eval_split=Path(given.test_file).stem if given.split == "test" else given.split,
+        train_examples=len(trainer.train_dataset),
+        base_model=given.model_name_or_path,
         task="text-classification",
-        kind="A sentiment classifier",
+        kind="A classifier of sentences",
         examples="sentences",
         hyperparameters={"evaluated during the training on": f"{len(trainer.eval_dataset)} of these sentences"},
         pipeline_input='"A charming film."',

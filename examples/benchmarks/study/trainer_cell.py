@@ -71,7 +71,8 @@ def _number(value: float, digits: int = 6) -> Any:
 def flags_of(cell: dict[str, Any], task: Task, folder: str, device: str = "cpu") -> tuple[list[str], dict[str, Any]]:
     """The flags that train the cell, and what the Trainer has no flag for."""
     options = dict(cell["options"])
-    epochs = task.epochs if cell.get("split") == "test" else task.epochs_to_choose or task.epochs
+    chooses = cell.get("split") == "validation" and task.epochs_to_choose
+    epochs = task.epochs_to_choose if chooses else task.epochs
     flags = (
         f"--output_dir {folder} --seed {cell['seed']} --learning_rate {cell['rate']} --max_grad_norm 1 "
         f"--weight_decay 0 --num_train_epochs {epochs} --per_device_train_batch_size {task.batch_size} "

@@ -72,8 +72,8 @@ def _train_by_loop(cell: dict[str, Any], device: str, watch: Watch | None) -> di
     data = data.on(device, dtype)
     model = task.model().to(device, dtype)
     tie = {name: options.pop(name) for name in ("p_schedule", "p_granularity") if name in options}
-    clip, batch_size = options.pop("clip", CLIP), options.pop("batch_size", task.batch_size)
-    layerwise = options.pop("layerwise", False)
+    batch_size, layerwise = options.pop("batch_size", task.batch_size), options.pop("layerwise", False)
+    clip = options.pop("clip", 0 if layerwise else CLIP)
     optimizer = make_optimizer(model, cell["optimizer"], cell["rate"], options)
     inputs, labels = data.train
     steps_per_epoch = len(inputs) // batch_size
@@ -97,8 +97,8 @@ def _train_by_loop(cell: dict[str, Any], device: str, watch: Watch | None) -> di
             granularity=tie.get("p_granularity", "step"),
             **of_epochs,
         )
-        if layerwise:
-            step_in_backward(optimizer)
+    if layerwise:
+        step_in_backward(optimizer)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(cell["seed"])
     parameters = list(model.parameters())
     model.train()

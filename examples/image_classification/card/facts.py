@@ -17,8 +17,8 @@ class RunFacts:
         dataset_id: its name on the Hub. Default: it is not there.
         dataset_config: its configuration. Default: none.
         eval_split: the split evaluated on. Default: none was.
-        train_images: number of examples trained on. Default: not stated.
-        eval_images: number of examples evaluated on. Default: not stated.
+        train_examples: number of examples trained on. Default: not stated.
+        eval_examples: number of examples evaluated on. Default: not stated.
         left_out: numbers of images to train and to evaluate on that were left out, as they cannot be decoded. Default:
             not stated.
         base_model: the pretrained model that was started from. Default: trained from scratch.
@@ -35,8 +35,8 @@ class RunFacts:
     dataset_id: str | None = None
     dataset_config: str | None = None
     eval_split: str | None = None
-    train_images: int | None = None
-    eval_images: int | None = None
+    train_examples: int | None = None
+    eval_examples: int | None = None
     left_out: tuple[int, int] | None = None
     base_model: str | None = None
     license: str | None = None

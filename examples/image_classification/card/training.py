@@ -160,8 +160,8 @@ def _hyperparameters(trainer: Any, facts: RunFacts) -> list[tuple[str, Any]]:
         ("processes", _processes(trainer)),
         ("seed", args.seed),
     ]
-    if facts.train_images is not None:
-        rows.append((f"{facts.examples} to train", f"{facts.train_images:,}"))
+    if facts.train_examples is not None:
+        rows.append((f"{facts.examples} to train", f"{facts.train_examples:,}"))
     if facts.left_out is not None:
         train, evaluation = facts.left_out
         rows.append(("images left out, as they cannot be decoded", f"{train:,} to train, {evaluation:,} to evaluate"))

@@ -68,7 +68,7 @@ def make_model_card(trainer: Any, facts: RunFacts, plot: str | None = None) -> M
     args, state = trainer.args, trainer.state
     name = str(trainer.hub_model_id or Path(args.output_dir).absolute().name).split("/")[-1]
     optim = optimizer_name(trainer)
-    kind = trainer.model.config.model_type
+    model_type = trainer.model.config.model_type
     final = _last_evaluation(state.log_history)
     evaluated_on = facts.dataset_id or re.sub(r"[^\w.]+", "-", facts.dataset_folder or facts.dataset).strip("-")
     results = [
@@ -93,7 +93,7 @@ def make_model_card(trainer: Any, facts: RunFacts, plot: str | None = None) -> M
         base_model=None if facts.base_model is None or Path(facts.base_model).is_dir() else facts.base_model,
         datasets=[facts.dataset_id] if facts.dataset_id else None,
         metrics=["accuracy"] if "eval_accuracy" in final else None,
-        tags=[facts.task, *(["vision"] if facts.task.startswith("image") else []), kind, optim, "hf_lpsgd"],
+        tags=[facts.task, *(["vision"] if facts.task.startswith("image") else []), model_type, optim, "hf_lpsgd"],
         model_name=name if results else None,
         eval_results=results or None,
     )
@@ -172,7 +172,7 @@ def _results(trainer: Any, facts: RunFacts, final: Mapping[str, Any], plot: str 
     if final:
         words = {"eval_accuracy": "accuracy", "eval_loss": "loss"}
         numbers = " and ".join(f"{word} {final[key]:.4f}" for key, word in words.items() if key in final)
-        number = f"{facts.eval_images:,} " if facts.eval_images else ""
+        number = f"{facts.eval_examples:,} " if facts.eval_examples else ""
         split = f" of the split `{facts.eval_split}`" if facts.eval_split else ""
         parts.append(f"On the {number}{facts.examples}{split}, at step {final['step']}: **{numbers}**.")
         finished = any("train_runtime" in entry for entry in history)

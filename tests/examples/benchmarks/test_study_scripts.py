@@ -67,20 +67,19 @@ def test_a_trainer_script_trains_with_the_optimizer_that_the_cell_names(optimize
 
 
 def test_a_script_trains_on_the_device_that_was_requested(monkeypatch, tmp_path):
-    cell, task = CELL, tasks.TASKS["shakespeare"]
+    task = tasks.TASKS["shakespeare"]
     for device, is_flagged in (("cpu", True), ("cuda", False)):
-        flags, _ = trainer_cell.flags_of(cell, task, str(tmp_path), device)
+        flags, _ = trainer_cell.flags_of(CELL, task, str(tmp_path), device)
         assert ("--use_cpu" in flags) == is_flagged
         monkeypatch.setattr(trainer_cell, "train_by_trainer", lambda cell, task, device: {"trained_on": device})
-        assert train(cell, device)["trained_on"] == device
+        assert train(CELL, device)["trained_on"] == device
 
 
 @pytest.mark.parametrize(("split", "end", "until"), [("validation", 3400, 3600), ("test", 3600, 4000)])
 def test_the_character_model_is_not_trained_on_the_text_that_it_is_evaluated_on(
     split, end, until, few_steps, tmp_path
 ):
-    cell = CELL
-    flags, _ = trainer_cell.flags_of({**cell, "split": split}, tasks.TASKS["shakespeare"], str(tmp_path / "out"))
+    flags, _ = trainer_cell.flags_of({**CELL, "split": split}, tasks.TASKS["shakespeare"], str(tmp_path / "out"))
     trainer, final = character_model.main(flags)
     assert trainer.train_dataset.starts.max() + character_model.CONTEXT < end
     assert trainer.eval_dataset.starts[0] == end
@@ -105,15 +104,18 @@ def test_the_character_model_has_the_size_and_the_loss_of_an_untrained_model_of_
 
 def test_a_script_that_is_run_as_a_command_leaves_the_card_of_its_task(few_steps, tmp_path):
     script, out = str(run_study.HERE / "study" / "character_model.py"), tmp_path / "out"
-    flags = ["--text_file", str(tmp_path / "tinyshakespeare.txt"), "--max_steps", "4", "--use_cpu", "--output_dir"]
-    command = [sys.executable, "-m", "hf_lpsgd", script, "--optim", "lpsgdm", *flags, str(out)]
+    flags = ["--text_file", str(tmp_path / "tinyshakespeare.txt"), "--split", "validation"]
+    flags += ["--max_steps", "4", "--use_cpu", "--output_dir", str(out)]
+    command = [sys.executable, "-m", "hf_lpsgd", script, "--optim", "lpsgdm", *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     card = ModelCard.load(out / "README.md")
     loss = card.data.eval_results[0].metric_value
     assert f"loss = {loss:.3f}" in done.stdout
     assert [card.data.pipeline_tag, card.data.metrics] == ["text-generation", None]
+    assert "A character model of type `gpt2`" in card.text
     assert "trained from scratch on tinyshakespeare with LPSGDM" in card.text
+    assert "of the split `validation`" in card.text
     assert f"**loss {loss:.4f}**" in card.text
     assert "-m hf_lpsgd" in card.text
     assert "image" not in card.text
