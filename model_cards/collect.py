@@ -17,9 +17,7 @@ HEAD = """\
 
 Cards of models trained with the examples, as the runs themselves wrote them and as `--push_to_hub` pushes them. Each
 has the command, the versions and the hardware it was trained with; `trainer_state.json` beside it has every logged
-number. This folder is written by `collect.py`. The weights are not in it. `python model_cards/split_cifar10.py
-uoft-cs/cifar10 data` makes the two parts of CIFAR-10: one to pretrain on, with its first five classes, and one to
-fine-tune on, with the others.
+number. This folder is written by `collect.py`. The weights are not in it.
 
 | model | dataset | type | optimizer | result |
 |---|---|---|---|---|
