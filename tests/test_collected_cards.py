@@ -26,7 +26,7 @@ def test_numbers_of_a_card_are_those_of_its_run(folder):
     head = next(index for index, row in enumerate(table) if row[0] == "epoch")
     columns = dict(zip(table[head], range(len(table[head])), strict=True))
     rows = [row for row in table[head + 2 :] if len(row) == len(columns)]
-    by_step = {entry["step"]: entry for entry in evaluations}
+    by_step = {entry["step"]: entry for entry in reversed(evaluations)}  # the first of a step, during the training
     assert 1 < len(rows) <= 40
     for row in rows:
         entry = by_step[int(row[columns["step"]])]
