@@ -227,7 +227,7 @@ def report_of_test(cells: list[dict[str, Any]], study: dict[str, Any], folder: P
     draw_curves(tested, study.get("curves", tested.titles), folder / "curves.png")
     lines = tables_of_tested(tested)
     for task, of_contenders in tested.validation.items():
-        lines += ["", f"## {task}", "", f"{TASKS[task].description}. On the examples held out, over the rate:", ""]
+        lines += ["", f"## {task}, on the examples held out, over the rate", "", f"{TASKS[task].description}.", ""]
         lines += table_of(task, of_contenders)
     return lines
 
@@ -235,6 +235,9 @@ def report_of_test(cells: list[dict[str, Any]], study: dict[str, Any], folder: P
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+", help="folders with a cells.jsonl; the first gets the files")
+    parser.add_argument(
+        "--study", type=Path, help="take the titles from this file; default: from the last run's study"
+    )
     args = parser.parse_args()
     cells = [cell for folder in args.folders for cell in read_cells(folder / "cells.jsonl")]
     if not cells:

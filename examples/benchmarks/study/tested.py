@@ -110,6 +110,9 @@ def _table(tested: Tested, which: str, with_rate: bool) -> list[str]:
 
 
 def tables_of_tested(tested: Tested) -> list[str]:
+    """All optimizers on all tasks; of one or two tasks, all about each in one table."""
+    if len(tested.tasks) <= 2:
+        return [line for task in tested.tasks for line in _table_of_task(tested, task)]
     metrics = sorted({TASKS[task].metric for task in tested.tasks})
     named = " or ".join({"eval_loss": "loss (lower is better)"}.get(metric, metric) for metric in metrics)
     lines = ["## At the best learning rate", "", f"Chosen on examples held out, {named} on the test data:", ""]
@@ -133,29 +136,41 @@ def tables_of_tested(tested: Tested) -> list[str]:
             continue
         shares = [tested.steps_to(task, title) for task in tested.tasks]
         lines.append(f"| {title} | " + " | ".join("-" if s is None else f"{s:.2f}" for s in shares) + " |")
-    return lines + _costs(tested)
+    return lines
 
 
-def _costs(tested: Tested) -> list[str]:
-    """What a step takes, where the Trainer measured it."""
-    lines = []
-    for task in tested.tasks:
-        for title in tested.titles:
-            cells = [cell for cell in tested.cells(task, title, "best") if "state_bytes" in cell]
-            if cells:
-                times = [f"{mean(cell[name] for cell in cells):.0f}" for name in ("own_ms_per_step", "ms_per_step")]
-                state = cells[0]["state_bytes"] / cells[0]["parameters"]
-                lines.append(f"| {title} | {task} | {' | '.join(times)} | {state:.2f} |")
-    if not lines:
-        return []
+def _table_of_task(tested: Tested, task: str) -> list[str]:
+    metric = {"eval_loss": "loss"}.get(TASKS[task].metric, TASKS[task].metric)
+    columns = {"best": f"{metric} there", "AdamW": f"at AdamW's best rate, {tested.best_rate(task, 'AdamW'):g}"}
+    if tested.first_rates:
+        columns["first"] = "at the rate to try first"
+    heads = ["bytes of state per parameter", "best rate", *columns.values()]
+    heads += [f"steps to {SHARE:.0%} of AdamW's result", "ms per step"]
+    rows, seeds = [], 0
+    for title in tested.titles:
+        cells = tested.cells(task, title, "best")
+        if not cells:
+            continue
+        seeds = max(seeds, len(cells))
+        found = {which: tested.values(task, title, which) for which in columns}
+        shown = {which: spread(values) if values else "" for which, values in found.items()}
+        if found.get("first"):
+            shown["first"] += f" ({tested.first_rates[title]:g})"
+        steps = tested.steps_to(task, title)
+        is_measured = "state_bytes" in cells[0]
+        state = f"{cells[0]['state_bytes'] / cells[0]['parameters']:.2f}" if is_measured else ""
+        time = f"{mean(cell['own_ms_per_step'] for cell in cells):.0f}" if is_measured else ""
+        row = [title, state, f"{tested.best_rate(task, title):g}", *shown.values()]
+        rows.append([*row, "-" if steps is None else f"{steps:.2f}", time])
     return [
+        f"## {task}, on the test data",
         "",
-        "## What a step takes",
+        f"{TASKS[task].description}. Seeds: {seeds}. Rates were chosen on examples held out. The steps are a share of "
+        "the training, at the best rate, on the examples of the curves. The time is that of this process alone for a "
+        "whole step of the Trainer, on one core beside other load.",
         "",
-        "A whole step of the Trainer on one core, beside other load: milliseconds of this process, and by the clock. "
-        "The bytes that the optimizer keeps per parameter that is trained. peak_memory.py measures the peak.",
+        "| optimizer | " + " | ".join(heads) + " |",
+        "| --- |" + " ---: |" * len(heads),
+        *("| " + " | ".join(row) + " |" for row in rows),
         "",
-        "| optimizer | task | ms of this process | ms by the clock | bytes of state |",
-        "| --- | --- | ---: | ---: | ---: |",
-        *lines,
     ]
