@@ -1,6 +1,9 @@
-"""Writes the tables of docs/options.md from the records of hf_lpsgd: `python docs/tables.py`.
+"""Writes the tables of options.md from the records of hf_lpsgd, and those of results.md from the studies' reports.
 
-A table lies between two comments, `<!-- table: NAME -->` and `<!-- end of table -->`.
+    python docs/tables.py
+
+A table lies between two comments, `<!-- table: NAME -->` and `<!-- end of table -->`. A study's table is named by the
+study's folder and by the heading that it has in the report there: `shakespeare: shakespeare, on the test data`.
 """
 
 import inspect
@@ -13,14 +16,27 @@ from hf_lpsgd.optim import OPTIMIZERS, OptimizerRecord
 from hf_lpsgd.schedules import P_GRANULARITY, P_SCHEDULE, P_SCHEDULES
 from hf_lpsgd.trainer import OptimArgs
 
-PAGE = Path(__file__).with_name("options.md")
+DOCS = Path(__file__).parent
+PAGES = (DOCS / "options.md", DOCS / "results.md")
+RESULTS = DOCS.parent / "examples" / "benchmarks" / "results"
 
 _TABLE = re.compile(r"(<!-- table: (?P<name>.*?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
 def renewed(page: str) -> str:
     """The text of a page with its tables made anew."""
-    return _TABLE.sub(lambda match: f"{match[1]}\n{TABLES[match['name']]()}\n\n{match[3]}", page)
+    return _TABLE.sub(lambda match: f"{match[1]}\n{_made(match['name'])}\n\n{match[3]}", page)
+
+
+def _made(name: str) -> str:
+    study, _, heading = name.partition(": ")
+    return of_study(study, heading) if heading else TABLES[name]()
+
+
+def of_study(study: str, heading: str) -> str:
+    """The first table under a heading in the report of a study."""
+    _, section = (RESULTS / study / "results.md").read_text(encoding="utf-8").split(f"## {heading}\n", 1)
+    return section[section.index("|") :].split("\n\n", 1)[0].rstrip()
 
 
 def optimizers() -> str:
@@ -97,4 +113,5 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(renewed(PAGE.read_text()))
+    for page in PAGES:
+        page.write_text(renewed(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -63,11 +63,16 @@ def test_a_broken_link_anchor_or_reference_fails_the_build(tmp_path):
         assert any("WARNING" in line and broken in line for line in run.stdout.splitlines()), run.stdout
 
 
-def test_the_tables_of_options_are_those_of_the_code():
+def test_the_tables_of_the_pages_are_those_of_the_code_and_of_the_studies():
     spec = importlib.util.spec_from_file_location("docs_tables", ROOT / "docs" / "tables.py")
     tables = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tables)
-    page = tables.PAGE.read_text()
-    assert tables.renewed(page) == page, "docs/options.md is not what the code says: run `python docs/tables.py`"
+    for path in tables.PAGES:
+        page = path.read_text()
+        assert tables.renewed(page) == page, (
+            f"{path.name} is not what its tables' sources say: run `python docs/tables.py`"
+        )
     for name in tables.TABLES:
-        assert f"<!-- table: {name} -->" in page, f"docs/options.md lacks the table {name!r}"
+        assert f"<!-- table: {name} -->" in tables.PAGES[0].read_text(), f"docs/options.md lacks the table {name!r}"
+    studies = re.findall("<!-- table: (.*?): ", tables.PAGES[1].read_text())
+    assert "shakespeare" in studies
