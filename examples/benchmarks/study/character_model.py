@@ -110,7 +110,8 @@ def main(arguments: list[str] | None = None, **trainer_options: Any) -> tuple[Tr
         **trainer_options,
     )
     trainer.train()
-    return trainer, trainer.evaluate(Pieces(characters, evaluated))
+    trainer.eval_dataset = Pieces(characters, evaluated)
+    return trainer, trainer.evaluate()
 
 
 if __name__ == "__main__":
@@ -127,7 +128,8 @@ if __name__ == "__main__":
         task="text-generation",
         kind="A character model",
         examples="pieces of 64 characters",
-        hyperparameters={"evaluated during the training on": f"{len(trainer.eval_dataset)} of these pieces"},
+        eval_examples=len(trainer.eval_dataset),
+        hyperparameters={"evaluated during the training on": f"some {WATCHED} of the pieces to evaluate"},
         pipeline_input=None,
     )
     print(f"loss = {final['eval_loss']:.3f}")

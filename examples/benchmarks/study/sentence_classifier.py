@@ -97,7 +97,8 @@ def main(arguments: list[str] | None = None, **trainer_options: Any) -> tuple[Tr
         **trainer_options,
     )
     trainer.train()
-    return trainer, trainer.evaluate(Sentences(evaluated, tokenizer))
+    trainer.eval_dataset = Sentences(evaluated, tokenizer)
+    return trainer, trainer.evaluate()
 
 
 if __name__ == "__main__":
@@ -115,7 +116,8 @@ if __name__ == "__main__":
         task="text-classification",
         kind="A classifier of sentences",
         examples="sentences",
-        hyperparameters={"evaluated during the training on": f"{len(trainer.eval_dataset)} of these sentences"},
+        eval_examples=len(trainer.eval_dataset),
+        hyperparameters={"evaluated during the training on": f"some {WATCHED} of the sentences to evaluate"},
         pipeline_input='"A charming film."',
     )
     print(f"accuracy = {final['eval_accuracy']:.3f}")

@@ -111,7 +111,7 @@ def _text_model() -> nn.Module:
 def _shakespeare(steps: int) -> Task:
     return Task(
         f"next character of tinyshakespeare, nanoGPT's model for a CPU (0.8 million parameters), {steps:,} steps of "
-        "12 pieces of 64 characters; the loss on the last tenth of the text",
+        "12 pieces of 64 characters; the loss on the last tenth of the text, or on a part before it to choose by",
         _of_the_script,
         _of_the_script,
         epochs=1,
@@ -127,7 +127,8 @@ def _shakespeare(steps: int) -> Task:
 def _sst2(examples: int, epochs: int) -> Task:
     return Task(
         f"SST-2, a pretrained MiniLM (22.7 million parameters), {examples:,} examples, {epochs} "
-        f"{'epoch' if epochs == 1 else 'epochs'} of batches of 32; the accuracy on the 872 development examples",
+        f"{'epoch' if epochs == 1 else 'epochs'} of batches of 32; the accuracy on the 872 development examples, "
+        "or on 2,000 of the training file to choose by",
         _of_the_script,
         _of_the_script,
         epochs=epochs,

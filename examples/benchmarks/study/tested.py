@@ -143,9 +143,9 @@ def _table_of_task(tested: Tested, task: str) -> list[str]:
     metric = {"eval_loss": "loss"}.get(TASKS[task].metric, TASKS[task].metric)
     columns = {"best": f"{metric} there", "AdamW": f"at AdamW's best rate, {tested.best_rate(task, 'AdamW'):g}"}
     if tested.first_rates:
-        columns["first"] = "at the rate to try first"
+        columns["first"] = "at the first rate to try"
     heads = ["bytes of state per parameter", "best rate", *columns.values()]
-    heads += [f"steps to {SHARE:.0%} of AdamW's result", "ms per step"]
+    heads += [f"share of the steps to {SHARE:.0%} of AdamW's result", "ms per step"]
     rows, seeds = [], 0
     for title in tested.titles:
         cells = tested.cells(task, title, "best")
@@ -165,9 +165,10 @@ def _table_of_task(tested: Tested, task: str) -> list[str]:
     return [
         f"## {task}, on the test data",
         "",
-        f"{TASKS[task].description}. Seeds: {seeds}. Rates were chosen on examples held out. The steps are a share of "
-        "the training, at the best rate, on the examples of the curves. The time is that of this process alone for a "
-        "whole step of the Trainer, on one core beside other load.",
+        f"{TASKS[task].description}. Seeds: {seeds}. Rates were chosen on other examples, with one seed. The share "
+        f"is that at the best rate, until the metric of the curves is AdamW's last one times {SHARE:g}, or a loss is "
+        f"that over {SHARE:g}. The time is that of this process alone for a whole step of the Trainer, on one core beside "
+        "other load.",
         "",
         "| optimizer | " + " | ".join(heads) + " |",
         "| --- |" + " ---: |" * len(heads),
