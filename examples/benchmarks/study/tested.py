@@ -165,10 +165,10 @@ def _table_of_task(tested: Tested, task: str) -> list[str]:
     return [
         f"## {task}, on the test data",
         "",
-        f"{TASKS[task].description}. Seeds: {seeds}. Rates were chosen on other examples, with one seed. The share "
-        f"is that at the best rate, until the metric of the curves is AdamW's last one times {SHARE:g}, or a loss is "
-        f"that over {SHARE:g}. The time is that of this process alone for a whole step of the Trainer, on one core beside "
-        "other load.",
+        f"{TASKS[task].description}. Seeds: {seeds}. Rates were chosen on other examples, with one seed. The share is "
+        f"that at the best rate, until the metric of the curves is {SHARE:g} times AdamW's last one, or a loss the "
+        "last one over that. The time is that of this process alone for a whole step of the Trainer, on one core "
+        "beside other load.",
         "",
         "| optimizer | " + " | ".join(heads) + " |",
         "| --- |" + " ---: |" * len(heads),
