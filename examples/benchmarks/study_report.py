@@ -244,7 +244,7 @@ def main() -> None:
         parser.error(f"{args.folders[0]} holds no finished cells: run run_study.py first")
     order = list(TASKS)
     cells.sort(key=lambda cell: order.index(cell["task"]))
-    run, study = read_origin(args.folders[0] / "cells.jsonl")
+    command, commits, devices, study = read_origin(args.folders[0] / "cells.jsonl")
     for cell in cells:
         cell["title"], cell["rate"] = known_as(cell, study)
     folder = args.folders[0]
@@ -254,8 +254,8 @@ def main() -> None:
         "# Results",
         "",
         *([note.read_text(encoding="utf-8")] if note.exists() else []),
-        f"Made by `python examples/benchmarks/study_report.py` from {len(cells)} runs of `{run.get('command')}`, at "
-        f"commit {run.get('commit')}, on {run.get('device')}. Mean and standard deviation over the seeds.",
+        f"Made by `python examples/benchmarks/study_report.py` from {len(cells)} trainings, the first by `{command}`. "
+        f"Commits: {commits}. Devices: {devices}. Mean and standard deviation over the seeds.",
         "",
         *tables,
     ]
@@ -263,10 +263,12 @@ def main() -> None:
     print(args.folders[0] / "results.md")
 
 
-def read_origin(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The command, commit, versions and device of the first run in a file of cells, and the study of the last."""
-    entries = [entry for entry in read_entries(path) if "run" in entry]
-    return (entries[0]["run"], entries[-1].get("study", {})) if entries else ({}, {})
+def read_origin(path: Path) -> tuple[str, str, str, dict[str, Any]]:
+    """Of the runs in a file of cells: the first command, all commits, all devices, and the study of the last."""
+    runs = [entry for entry in read_entries(path) if "run" in entry] or [{"run": {}}]
+    commits = dict.fromkeys(str(entry["run"].get("commit"))[:10] for entry in runs)
+    devices = dict.fromkeys(str(entry["run"].get("device")) for entry in runs)
+    return runs[0]["run"].get("command"), ", ".join(commits), "; ".join(devices), runs[-1].get("study", {})
 
 
 if __name__ == "__main__":
