@@ -172,11 +172,12 @@ def beside_adamw(found: Values) -> list[str]:
         "rates below AdamW's best, at it and above it. These figures chose AdamW's best rate too, which favours AdamW "
         "there. Nothing where a rate was not tried, or one of the two diverged:",
         "",
-        "| optimizer | below | AdamW's best rate | above |",
-        "| --- | ---: | ---: | ---: |",
+        "| optimizer | below | AdamW's best rate | above | all rates |",
+        "| --- | ---: | ---: | ---: | ---: |",
     ]
     for title in dict.fromkeys(title for contenders in found.values() for title in contenders if title != "AdamW"):
-        means = [mean(ahead[title][side]) if ahead[title][side] else math.nan for side in (-1, 0, 1)]
+        sides = [ahead[title][side] for side in (-1, 0, 1)]
+        means = [mean(found) if found else math.nan for found in (*sides, [value for side in sides for value in side])]
         entries = [(f"{x:+.3f}" if is_loss else f"{100 * x:+.1f}") if math.isfinite(x) else "" for x in means]
         if any(entries):
             lines.append(f"| {title} | " + " | ".join(entries) + " |")
