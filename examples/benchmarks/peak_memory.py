@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -37,16 +38,9 @@ from transformers import (
 from hf_lpsgd import LPSGD, LPSGDM, step_in_backward
 
 
-def _lion(params: Any, **options: Any) -> Optimizer:
-    from lion_pytorch import Lion  # only here: all else can be measured without it
-
-    return Lion(params, **options)
-
-
-def _adamw_8bit(params: Any, **options: Any) -> Optimizer:
-    from bitsandbytes.optim import AdamW8bit
-
-    optimizer: Optimizer = AdamW8bit(params, **options)
+def _of_package(module: str, name: str, params: Any, **options: Any) -> Optimizer:
+    # Imported only here: all else can be measured without the package.
+    optimizer: Optimizer = getattr(import_module(module), name)(params, **options)
     return optimizer
 
 
@@ -56,7 +50,7 @@ FLOAT8: dict[str, Any] = {"momentum_dtype": "float8", "rounding": "stochastic"}
 OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], bool]] = {
     "AdamW": (partial(AdamW, lr=1e-6), False),
     "AdamW, fused": (partial(AdamW, lr=1e-6, fused=True), False),
-    "Lion": (partial(_lion, lr=1e-6), False),
+    "Lion": (partial(_of_package, "lion_pytorch", "Lion", lr=1e-6), False),
     "SGD, momentum": (partial(SGD, lr=1e-6, momentum=0.9), False),
     "Adafactor": (partial(Adafactor, lr=1e-6, scale_parameter=False, relative_step=False), False),
     "LPSGDM": (partial(LPSGDM, **AUTO), False),
@@ -69,7 +63,7 @@ OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], bool]] = {
     "LPSGD, layerwise": (partial(LPSGD, **AUTO), True),
 }
 if find_spec("bitsandbytes"):
-    OPTIMIZERS["AdamW, 8-bit"] = partial(_adamw_8bit, lr=1e-6), False
+    OPTIMIZERS["AdamW, 8-bit"] = partial(_of_package, "bitsandbytes.optim", "AdamW8bit", lr=1e-6), False
 
 
 LLAMA: dict[str, Any] = {"vocab_size": 32000, "hidden_size": 768, "intermediate_size": 2048}

@@ -12,6 +12,7 @@ import argparse
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -165,7 +166,7 @@ def beside_adamw(found: Values) -> list[str]:
                 tried = rate in of_rates
                 ahead[title][side].append(mean(of_rates[rate]) - mean(of_adamw[rate]) if tried else math.nan)
     (metric,) = metrics
-    is_loss = metric.endswith("loss")
+    is_loss = TASKS[next(iter(found))].lower_is_better
     lines = ["", "## Beside AdamW at the same learning rate", ""]
     lines += [
         f"{metric} less that of AdamW{', lower is better' if is_loss else ', in points'}. Mean over the tasks and the "
@@ -177,7 +178,7 @@ def beside_adamw(found: Values) -> list[str]:
     ]
     for title in dict.fromkeys(title for contenders in found.values() for title in contenders if title != "AdamW"):
         sides = [ahead[title][side] for side in (-1, 0, 1)]
-        means = [mean(found) if found else math.nan for found in (*sides, [value for side in sides for value in side])]
+        means = [mean(values) if values else math.nan for values in (*sides, list(chain(*sides)))]
         entries = [(f"{x:+.3f}" if is_loss else f"{100 * x:+.1f}") if math.isfinite(x) else "" for x in means]
         if any(entries):
             lines.append(f"| {title} | " + " | ".join(entries) + " |")

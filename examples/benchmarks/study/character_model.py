@@ -117,19 +117,16 @@ def main(arguments: list[str] | None = None, **trainer_options: Any) -> tuple[Tr
 if __name__ == "__main__":
     from showcase import keep
 
-    trainer: Any
     trainer, final = main()
     given, _ = HfArgumentParser(Arguments).parse_args_into_dataclasses(return_remaining_strings=True)  # type: ignore[arg-type]
     keep(
         trainer,
+        WATCHED,
         dataset=Path(given.text_file).stem,
         eval_split=given.split,
-        train_examples=len(trainer.train_dataset),
         task="text-generation",
         kind="A character model",
         examples="pieces of 64 characters",
-        eval_examples=len(trainer.eval_dataset),
-        hyperparameters={"evaluated during the training on": f"some {WATCHED} of the pieces to evaluate"},
         pipeline_input=None,
     )
     print(f"loss = {final['eval_loss']:.3f}")

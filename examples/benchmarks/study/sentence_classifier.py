@@ -104,20 +104,17 @@ def main(arguments: list[str] | None = None, **trainer_options: Any) -> tuple[Tr
 if __name__ == "__main__":
     from showcase import keep
 
-    trainer: Any
     trainer, final = main()
     given, _ = HfArgumentParser(Arguments).parse_args_into_dataclasses(return_remaining_strings=True)  # type: ignore[arg-type]
     keep(
         trainer,
+        WATCHED,
         dataset=Path(given.train_file).stem,
         eval_split=Path(given.test_file).stem if given.split == "test" else given.split,
-        train_examples=len(trainer.train_dataset),
         base_model=given.model_name_or_path,
         task="text-classification",
         kind="A classifier of sentences",
         examples="sentences",
-        eval_examples=len(trainer.eval_dataset),
-        hyperparameters={"evaluated during the training on": f"some {WATCHED} of the sentences to evaluate"},
         pipeline_input='"A charming film."',
     )
     print(f"accuracy = {final['eval_accuracy']:.3f}")
