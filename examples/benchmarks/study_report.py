@@ -61,7 +61,7 @@ def table_of(task: str, contenders: dict[str, dict[float, list[float]]]) -> list
     """Each contender over the rates. Its mean over AdamW's rates tells how it does for a user who does not tune."""
     rates = sorted({rate for of_rates in contenders.values() for rate in of_rates})
     of_adamw = set(contenders.get("AdamW", ()))
-    heads = ["optimizer", "best rate", f"{TASKS[task].metric} there", "mean over AdamW's rates"]
+    heads = ["optimizer", "best rate", f"{TASKS[task].measure} there", "mean over AdamW's rates"]
     lines = ["| " + " | ".join([*heads, *(f"{rate:g}" for rate in rates)]) + " |"]
     lines.append("| --- |" + " ---: |" * (len(rates) + 3))
     for title, of_rates in contenders.items():
@@ -122,7 +122,7 @@ def draw_p_max(found: Values, path: Path) -> None:
             axis.set_title(f"{task}: {way_of(family)}", fontsize=9)
             axis.tick_params(labelsize=7)
             axis.grid(alpha=0.3)
-        row[0].set_ylabel(TASKS[task].metric, fontsize=8)
+        row[0].set_ylabel(TASKS[task].measure, fontsize=8)
     for axis in axes[-1]:
         axis.set_xlabel("learning rate", fontsize=8)
     axes[0][-1].legend(fontsize=7)
@@ -153,8 +153,8 @@ def beside_adamw(found: Values) -> list[str]:
 
     Nothing for a study without AdamW, or one whose tasks have several metrics.
     """
-    metrics = {TASKS[task].metric for task in found}
-    if len(metrics) > 1 or not all("AdamW" in contenders for contenders in found.values()):
+    measures = {TASKS[task].measure for task in found}
+    if len(measures) > 1 or not all("AdamW" in contenders for contenders in found.values()):
         return []
     ahead: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for task, contenders in found.items():
@@ -165,11 +165,11 @@ def beside_adamw(found: Values) -> list[str]:
                 side = (rate > best) - (rate < best)
                 tried = rate in of_rates
                 ahead[title][side].append(mean(of_rates[rate]) - mean(of_adamw[rate]) if tried else math.nan)
-    (metric,) = metrics
+    (measure,) = measures
     is_loss = TASKS[next(iter(found))].lower_is_better
     lines = ["", "## Beside AdamW at the same learning rate", ""]
     lines += [
-        f"{metric} less that of AdamW{', lower is better' if is_loss else ', in points'}. Mean over the tasks and the "
+        f"{measure} less that of AdamW, {'lower is better' if is_loss else 'in points'}. Mean over the tasks and the "
         "rates below AdamW's best, at it and above it. These figures chose AdamW's best rate too, which favours AdamW "
         "there. Nothing where a rate was not tried, or one of the two diverged:",
         "",

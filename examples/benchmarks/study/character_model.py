@@ -85,15 +85,25 @@ def loss_of(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Ten
     return cross_entropy(outputs["logits"].float().flatten(0, 1), labels.flatten())
 
 
-def main(arguments: list[str] | None = None, **trainer_options: Any) -> tuple[Trainer, dict[str, float]]:
+def main(arguments: list[str], **trainer_options: Any) -> tuple[Trainer, dict[str, float]]:
+    """`train` with the flags of TrainingArguments and of `Arguments`."""
+    return train(*parse(arguments), **trainer_options)
+
+
+def parse(arguments: list[str] | None = None) -> tuple[Arguments, TrainingArguments]:
+    parser = HfArgumentParser((Arguments, TrainingArguments))  # type: ignore[arg-type]
+    of_script, args = parser.parse_args_into_dataclasses(arguments)
+    return of_script, args
+
+
+def train(of_script: Arguments, args: TrainingArguments, **trainer_options: Any) -> tuple[Trainer, dict[str, float]]:
     """Train, and return the Trainer and the evaluation at the end.
 
     Args:
-        arguments: the flags of TrainingArguments and of `Arguments`; those of the command line by default.
+        of_script: what to train on.
+        args: how to train.
         trainer_options: more arguments of the Trainer.
     """
-    parser = HfArgumentParser((Arguments, TrainingArguments))  # type: ignore[arg-type]
-    of_script, args = parser.parse_args_into_dataclasses(arguments)
     characters, vocabulary = read_text(of_script.text_file)
     of_test = len(characters) * 9 // 10
     of_validation = len(characters) * 17 // 20
@@ -117,8 +127,8 @@ def main(arguments: list[str] | None = None, **trainer_options: Any) -> tuple[Tr
 if __name__ == "__main__":
     from showcase import keep
 
-    trainer, final = main()
-    given, _ = HfArgumentParser(Arguments).parse_args_into_dataclasses(return_remaining_strings=True)  # type: ignore[arg-type]
+    given, args = parse()
+    trainer, final = train(given, args)
     keep(
         trainer,
         WATCHED,

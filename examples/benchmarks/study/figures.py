@@ -24,7 +24,7 @@ def draw_rates(found: dict[str, dict[str, dict[float, list[float]]]], path: Path
             rates = sorted(rate for rate in of_rates if math.isfinite(mean(of_rates[rate])))
             values = [mean(of_rates[rate]) for rate in rates]
             axis.plot(rates, values, "o", markersize=3, **_style(titles, title))
-        axis.set(xscale="log", xlabel="learning rate", ylabel=_words(TASKS[task].metric), title=task)
+        axis.set(xscale="log", xlabel="learning rate", ylabel=TASKS[task].measure, title=task)
         _zoom(axis, task, [mean(values) for of_rates in contenders.values() for values in of_rates.values()])
     _save(figure, panels, path)
 

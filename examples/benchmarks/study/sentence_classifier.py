@@ -67,18 +67,28 @@ def accuracy(prediction: EvalPrediction) -> dict[str, float]:
     return {"accuracy": float(np.mean(prediction.predictions == prediction.label_ids))}
 
 
-def main(arguments: list[str] | None = None, **trainer_options: Any) -> tuple[Trainer, dict[str, float]]:
+def main(arguments: list[str], **trainer_options: Any) -> tuple[Trainer, dict[str, float]]:
+    """`train` with the flags of TrainingArguments and of `Arguments`."""
+    return train(*parse(arguments), **trainer_options)
+
+
+def parse(arguments: list[str] | None = None) -> tuple[Arguments, TrainingArguments]:
+    parser = HfArgumentParser((Arguments, TrainingArguments))  # type: ignore[arg-type]
+    of_script, args = parser.parse_args_into_dataclasses(arguments)
+    return of_script, args
+
+
+def train(of_script: Arguments, args: TrainingArguments, **trainer_options: Any) -> tuple[Trainer, dict[str, float]]:
     """Train, and return the Trainer and the evaluation at the end.
 
     Args:
-        arguments: the flags of TrainingArguments and of `Arguments`; those of the command line by default.
+        of_script: what to train on.
+        args: how to train.
         trainer_options: more arguments of the Trainer.
     """
-    parser = HfArgumentParser((Arguments, TrainingArguments))  # type: ignore[arg-type]
-    of_script, args = parser.parse_args_into_dataclasses(arguments)
     examples = read_examples(of_script.train_file)
     random.Random(0).shuffle(examples)
-    held_out, train = examples[:HELD_OUT], examples[HELD_OUT:][: of_script.max_train_samples]
+    held_out, kept = examples[:HELD_OUT], examples[HELD_OUT:][: of_script.max_train_samples]
     evaluated = held_out if of_script.split == "validation" else read_examples(of_script.test_file)
     evaluated.sort(key=lambda example: len(example[0]))  # little padding in a batch
     tokenizer = AutoTokenizer.from_pretrained(of_script.model_name_or_path)
@@ -89,7 +99,7 @@ def main(arguments: list[str] | None = None, **trainer_options: Any) -> tuple[Tr
     trainer = Trainer(
         model,
         args,
-        train_dataset=Sentences(train, tokenizer),
+        train_dataset=Sentences(kept, tokenizer),
         eval_dataset=Sentences(evaluated[:: max(1, len(evaluated) // WATCHED)], tokenizer),
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=accuracy,
@@ -104,8 +114,8 @@ def main(arguments: list[str] | None = None, **trainer_options: Any) -> tuple[Tr
 if __name__ == "__main__":
     from showcase import keep
 
-    trainer, final = main()
-    given, _ = HfArgumentParser(Arguments).parse_args_into_dataclasses(return_remaining_strings=True)  # type: ignore[arg-type]
+    given, args = parse()
+    trainer, final = train(given, args)
     keep(
         trainer,
         WATCHED,

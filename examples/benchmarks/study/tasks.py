@@ -45,6 +45,11 @@ class Task:
     def lower_is_better(self) -> bool:
         return self.metric.endswith("loss")
 
+    @property
+    def measure(self) -> str:
+        """The metric in words."""
+        return "loss" if self.lower_is_better else self.metric
+
     def value(self, cell: dict[str, Any]) -> float:
         """The metric of a cell; the worst where the training diverged."""
         value = cell[self.metric]

@@ -113,9 +113,8 @@ def tables_of_tested(tested: Tested) -> list[str]:
     """All optimizers on all tasks; of one or two tasks, all about each in one table."""
     if len(tested.tasks) <= 2:
         return [line for task in tested.tasks for line in _table_of_task(tested, task)]
-    metrics = sorted({TASKS[task].metric for task in tested.tasks})
-    named = " or ".join({"eval_loss": "loss (lower is better)"}.get(metric, metric) for metric in metrics)
-    lines = ["## At the best learning rate", "", f"Chosen on examples held out, {named} on the test data:", ""]
+    measures = " or ".join(sorted({TASKS[task].measure for task in tested.tasks}))
+    lines = ["## At the best learning rate", "", f"Chosen on examples held out, {measures} on the test data:", ""]
     lines += _table(tested, "best", with_rate=True)
     if tested.first_rates:
         first = ", ".join(f"{title}: {rate:g}" for title, rate in tested.first_rates.items())
@@ -140,8 +139,10 @@ def tables_of_tested(tested: Tested) -> list[str]:
 
 
 def _table_of_task(tested: Tested, task: str) -> list[str]:
-    metric = {"eval_loss": "loss"}.get(TASKS[task].metric, TASKS[task].metric)
-    columns = {"best": f"{metric} there", "AdamW": f"at AdamW's best rate, {tested.best_rate(task, 'AdamW'):g}"}
+    columns = {
+        "best": f"{TASKS[task].measure} there",
+        "AdamW": f"at AdamW's best rate, {tested.best_rate(task, 'AdamW'):g}",
+    }
     if tested.first_rates:
         columns["first"] = "at the first rate to try"
     heads = ["bytes of state per parameter", "best rate", *columns.values()]
@@ -162,13 +163,14 @@ def _table_of_task(tested: Tested, task: str) -> list[str]:
         time = f"{mean(cell['own_ms_per_step'] for cell in cells):.0f}" if is_measured else ""
         row = [title, state, f"{tested.best_rate(task, title):g}", *shown.values()]
         rows.append([*row, "-" if steps is None else f"{steps:.2f}", time])
+    lower = "Lower is better. " if TASKS[task].lower_is_better else ""
     return [
         f"## {task}, on the test data",
         "",
-        f"{TASKS[task].description}. Seeds: {seeds}. Rates were chosen on other examples, with one seed. The share is "
-        f"that at the best rate, until the metric of the curves is {SHARE:g} times AdamW's last one, or a loss the "
-        "last one over that. The time is that of this process alone for a whole step of the Trainer, on one core "
-        "beside other load.",
+        f"{TASKS[task].description}. {lower}Seeds: {seeds}. Rates were chosen on other examples, with one seed. The "
+        f"share is that at the best rate, until the metric of the curves is {SHARE:g} times AdamW's last one, or a "
+        "loss the last one over that. The time is that of this process alone for a whole step of the Trainer, on one "
+        "core beside other load.",
         "",
         "| optimizer | " + " | ".join(heads) + " |",
         "| --- |" + " ---: |" * len(heads),
