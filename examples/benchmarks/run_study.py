@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument(
         "--cifar10",
         default="uoft-cs/cifar10",
-        help="CIFAR-10: on the Hub, or a folder of its files; for cifar10_resnet20, a folder",
+        help="CIFAR-10: on the Hub, or a folder of its files; for the task cifar10, a folder",
     )
     parser.add_argument(
         "--texts",

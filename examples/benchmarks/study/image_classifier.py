@@ -1,4 +1,4 @@
-"""Train ResNet-20 on CIFAR-10 by the showcase, examples/image_classification: the study calls `main`."""
+"""Train a ResNet on CIFAR-10 by the showcase, examples/image_classification: the study calls `main`."""
 
 import tempfile
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from transformers import HfArgumentParser, Trainer
 
 from .showcase import of_showcase
 
-MODEL = ["--model_type", "cifar_resnet", "--config_overrides", "depths=[3,3,3],hidden_sizes=[16,32,64]"]
+MODEL = ["--model_type", "cifar_resnet", "--config_overrides", "depths=[1,1,1,1],hidden_sizes=[16,64,128,256]"]
 
 
 @dataclass
