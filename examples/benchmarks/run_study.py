@@ -48,6 +48,10 @@ def contenders_of(study: dict[str, Any], task: str) -> Iterator[tuple[dict[str, 
             yield contender, {**contender.get("options", {}), **dict(zip(varied, values, strict=True))}
 
 
+def name_of(contender: dict[str, Any]) -> str:
+    return str(contender.get("title", contender["optimizer"]))
+
+
 def cells_of(study: dict[str, Any], finished: object = None) -> Iterator[dict[str, Any]]:
     """The cells of a study that choose: all tasks and optimizers with the first seed, then with the next."""
     split = {"split": "validation"} if "test" in study else {}
@@ -181,6 +185,13 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="*", default=[], metavar="TASK", help="run these tasks of the study only")
     parser.add_argument(
+        "--contenders",
+        nargs="*",
+        default=[],
+        metavar="TITLE",
+        help="run these contenders of the study only, and the one whose best rate they are tested at",
+    )
+    parser.add_argument(
         "--rates", type=int, metavar="N", help="try the first N rates of each optimizer only; run again for the others"
     )
     parser.add_argument("--no_test", action="store_true", help="only choose the rates; run again for the tests")
@@ -190,10 +201,19 @@ def main() -> None:
     wrong = [task for task in (*study["tasks"], *args.only) if task not in TASKS]
     if wrong:
         parser.error(f"unknown task {wrong[0]!r}; the tasks are {', '.join(TASKS)}")
+    titles = {name_of(contender): contender.get("also_at_best_of") for contender in study["contenders"]}
+    wrong = [title for title in args.contenders if title not in titles]
+    if wrong:
+        parser.error(f"unknown contender {wrong[0]!r}; this study has {', '.join(titles)}")
+    wanted = {*args.contenders, *(titles[title] for title in args.contenders)} or {*titles}
     part = {
         **study,
         "tasks": [task for task in study["tasks"] if not args.only or task in args.only],
-        "contenders": [{**contender, "rates": contender["rates"][: args.rates]} for contender in study["contenders"]],
+        "contenders": [
+            {**contender, "rates": contender["rates"][: args.rates]}
+            for contender in study["contenders"]
+            if name_of(contender) in wanted
+        ],
     }
     places = {"cifar10": args.cifar10, "texts": args.texts, "minilm": args.minilm}
     if "test" in study and any("rate_factor" in contender for contender in study["contenders"]):

@@ -186,13 +186,34 @@ def test_a_cell_trains_in_batches_of_its_size_layerwise_as_otherwise(short):
         train({**cell, "optimizer": "AdamW", "options": {"layerwise": True}})
 
 
-def test_an_unknown_task_is_told_in_one_line(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("tasks", "contender", "message"),
+    [
+        (["digits"], "AdamW", "unknown task 'digits'; the tasks are digits_vit"),
+        (["digits_vit"], "Adam", "unknown contender 'Adam'; this study has AdamW, LPSGDM"),
+    ],
+)
+def test_an_unknown_name_is_told_in_one_line(tasks, contender, message, tmp_path, monkeypatch, capsys):
     file = tmp_path / "wrong.yaml"
-    file.write_text(yaml.safe_dump({**STUDY, "tasks": ["digits"]}))
-    monkeypatch.setattr(sys, "argv", ["run_study.py", str(file)])
+    file.write_text(yaml.safe_dump({**TESTED, "tasks": tasks}))
+    monkeypatch.setattr(sys, "argv", ["run_study.py", str(file), "--contenders", contender])
     with pytest.raises(SystemExit):
         run_study.main()
-    assert "unknown task 'digits'; the tasks are digits_vit" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("asked", "run"), [([], "AdamW LPSGDM Lion"), (["LPSGDM"], "AdamW LPSGDM"), (["Lion"], "Lion")]
+)
+def test_a_contender_is_run_with_the_one_at_whose_best_rate_it_is_tested(asked, run, tmp_path, monkeypatch):
+    file, cells = tmp_path / "three.yaml", []
+    lion = {"optimizer": "Lion", "rates": [1e-4]}
+    file.write_text(yaml.safe_dump({**TESTED, "contenders": [*TESTED["contenders"], lion]}))
+    monkeypatch.setattr(run_study, "_run_all", lambda found, *_: cells.extend(found))
+    flags = ["--output_dir", str(tmp_path), "--no_test", "--contenders", *asked]
+    monkeypatch.setattr(sys, "argv", ["run_study.py", str(file), *flags])
+    run_study.main()
+    assert list(dict.fromkeys(cell["optimizer"] for cell in cells)) == run.split()
 
 
 TESTED = {
