@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # What is awaited, and the module whose `register()` is called then: by name, since both may be imported anew.
 _AWAITED = {
     "transformers.training_args": "hf_lpsgd.trainer",
+    "transformers.trainer_optimizer": "hf_lpsgd.trainer",
     "transformers.trainer": "hf_lpsgd.trainer",
     "timm.optim": "hf_lpsgd.integrations.timm",
 }

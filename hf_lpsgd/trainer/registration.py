@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import sys
-from types import FrameType
 from typing import Any
 
 from ..import_hook import first_cause
 from ..optim import OPTIMIZERS
 from .optim_args import optimizer_class_and_kwargs
 
-_TRAINER = "transformers.trainer"
 _CALLBACK = f"{__package__}.callback"  # also the module of a callback from before hf_lpsgd was imported anew
 _NEEDS = "hf_lpsgd needs transformers>=5.2,<6 (pip install 'transformers>=5.2,<6')"
 
@@ -25,8 +23,12 @@ def register() -> None:
         ImportError: transformers is missing, or lacks what this needs; says which and what to install.
     """
     try:
-        from transformers.trainer_optimizer import _OPTIMIZER_HANDLERS as handlers
+        import transformers.trainer_optimizer as optimizers
         from transformers.training_args import OptimizerNames as names
+
+        if not hasattr(optimizers, "_OPTIMIZER_HANDLERS") and getattr(optimizers.__spec__, "_initializing", False):
+            return  # it imports training_args, whose end calls this; so does its own end
+        handlers = optimizers._OPTIMIZER_HANDLERS
     except Exception as error:
         raise ImportError(f"{_NEEDS}: {first_cause(error)}", name=getattr(error, "name", None)) from error
     from aenum import extend_enum
@@ -38,7 +40,7 @@ def register() -> None:
             member.__reduce_ex__ = lambda protocol, name=name: (_registered_member, (name,))
         handlers[names(name)] = _handler
     # There is no list while it is being imported; to wait for the thread that does so can be a deadlock.
-    callbacks = getattr(sys.modules.get(_TRAINER), "DEFAULT_CALLBACKS", None)
+    callbacks = getattr(sys.modules.get("transformers.trainer"), "DEFAULT_CALLBACKS", None)
     if callbacks is not None:
         from .callback import LpScheduleCallback
 
@@ -54,12 +56,11 @@ def _registered_member(name: str) -> Any:
 
 
 def _handler(context: Any) -> tuple[Any, dict[str, Any]]:
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:  # the Trainer that asks is among the callers
-        if hasattr(frame.f_locals.get("self"), "callback_handler"):
-            _give_callback(frame.f_locals["self"])
-            break
+    frame: Any = sys._getframe()
+    while frame and not hasattr(frame.f_locals.get("self"), "callback_handler"):
         frame = frame.f_back
+    if frame:  # the Trainer that asks is among the callers
+        _give_callback(frame.f_locals["self"])
     return optimizer_class_and_kwargs(context.args)
 
 

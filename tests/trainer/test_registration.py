@@ -50,14 +50,16 @@ def test_an_unknown_optimizer_is_refused_with_the_valid_names(tmp_path, capsys):
     assert "invalid choice: 'lpsgdmm'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("lacking", ["missing", "no handlers"])
+@pytest.mark.parametrize("lacking", ["missing", "no module", "no handlers"])
 def test_a_transformers_that_cannot_be_extended_gets_one_clear_line(lacking, monkeypatch):
     if lacking == "missing":
         monkeypatch.delitem(sys.modules, "transformers.trainer_optimizer")
         monkeypatch.delitem(sys.modules, "transformers")
         monkeypatch.setattr(sys, "path", [])
-    else:
+    elif lacking == "no module":
         monkeypatch.setitem(sys.modules, "transformers.trainer_optimizer", None)
+    else:
+        monkeypatch.delattr(sys.modules["transformers.trainer_optimizer"], "_OPTIMIZER_HANDLERS")
     with pytest.raises(ImportError, match=r"hf_lpsgd needs transformers>=5\.2,<6") as caught:
         register()
     assert "\n" not in str(caught.value)
@@ -73,6 +75,20 @@ def test_a_pickled_member_registers_where_it_is_read():
     assert pickle.loads(pickled) is OptimizerNames.LPSGDM
     done = in_a_new_process(f"import pickle; print(repr(pickle.loads({pickled!r})))")
     assert done.stdout.strip() == repr(OptimizerNames.LPSGDM), done.stderr
+
+
+@pytest.mark.parametrize("module", ["trainer_optimizer", "training_args", "trainer", "optimization"])
+def test_whichever_module_of_transformers_comes_first_all_is_registered_and_nothing_said(module):
+    done = in_a_new_process(
+        f"import hf_lpsgd, transformers.{module}\n"
+        "from transformers import TrainingArguments\n"
+        "from transformers.trainer import DEFAULT_CALLBACKS\n"
+        "from transformers.trainer_optimizer import _OPTIMIZER_HANDLERS\n"
+        "args = TrainingArguments('unused', optim='lpsgdm', use_cpu=True)\n"
+        "print(args.optim in _OPTIMIZER_HANDLERS, [callback.__name__ for callback in DEFAULT_CALLBACKS])"
+    )
+    assert done.stdout.strip() == "True ['DefaultFlowCallback', 'LpScheduleCallback']", done.stderr
+    assert "hf_lpsgd" not in done.stderr
 
 
 def test_the_trainer_is_not_imported_for_those_who_do_not_use_it_and_gets_its_callback_when_it_is():
