@@ -1,9 +1,9 @@
-"""Writes the tables of options.md from the records of hf_lpsgd, and those of results.md from the studies' reports.
+"""Writes the tables of options.md from the records of hf_lpsgd, and those of other pages from reports of benchmarks.
 
     python docs/tables.py
 
-A table lies between two comments, `<!-- table: NAME -->` and `<!-- end of table -->`. A study's table is named by the
-study's folder and by the heading that it has in the report there: `shakespeare: shakespeare, on the test data`.
+A table lies between two comments, `<!-- table: NAME -->` and `<!-- end of table -->`. A benchmark's table is named by the
+folder of its results and by its heading in the report there: `shakespeare: shakespeare, on the test data`.
 """
 
 import inspect
@@ -17,7 +17,7 @@ from hf_lpsgd.schedules import P_GRANULARITY, P_SCHEDULE, P_SCHEDULES
 from hf_lpsgd.trainer import OptimArgs
 
 DOCS = Path(__file__).parent
-PAGES = (DOCS / "options.md", DOCS / "results.md")
+PAGES = (DOCS / "options.md", DOCS / "results.md", DOCS / "memory.md")
 RESULTS = DOCS.parent / "examples" / "benchmarks" / "results"
 
 _TABLE = re.compile(r"(<!-- table: (?P<name>.*?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -29,13 +29,13 @@ def renewed(page: str) -> str:
 
 
 def _made(name: str) -> str:
-    study, _, heading = name.partition(": ")
-    return of_study(study, heading) if heading else TABLES[name]()
+    folder, _, heading = name.partition(": ")
+    return of_report(folder, heading) if heading else TABLES[name]()
 
 
-def of_study(study: str, heading: str) -> str:
-    """The first table under a heading in the report of a study."""
-    _, section = (RESULTS / study / "results.md").read_text(encoding="utf-8").split(f"## {heading}\n", 1)
+def of_report(folder: str, heading: str) -> str:
+    """The first table under a heading in the report of a benchmark."""
+    _, section = (RESULTS / folder / "results.md").read_text(encoding="utf-8").split(f"## {heading}\n", 1)
     return section[section.index("|") :].split("\n\n", 1)[0].rstrip()
 
 

@@ -174,7 +174,9 @@ def table(results: dict[str, dict[str, dict[str, Any]]]) -> Iterator[str]:
     """Per model and dtype, the bytes per parameter by kind, and the peaks in MB."""
     for title, of_optimizers in results.items():
         first = next(iter(of_optimizers.values()))
-        yield f"{title}: {first['parameters']:,} parameters, {first['activations'] / 1e6:,.0f} MB of activations"
+        yield f"## {title}"
+        yield ""
+        yield f"{first['parameters']:,} parameters, {first['activations'] / 1e6:,.0f} MB of activations"
         yield ""
         yield (
             "| optimizer | weights, bytes per parameter | gradients | state | temporary | all of them | "
