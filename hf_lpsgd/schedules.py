@@ -153,10 +153,10 @@ class PScheduleTie:
         if self._still >= _SEVERAL:
             self.moves_each_step = False
             warn_user(
-                f"p is tied to a {type(self.lr_scheduler).__name__} that has not moved for {_SEVERAL} optimizer "
-                f"steps, and stays at {self.optimizer.param_groups[0]['p']:.4g}. Step it after each optimizer step, "
-                "or tie the LR scheduler that is stepped. If it is stepped once per epoch, give num_training_steps "
-                "and num_warmup_steps in epochs, as to the LR scheduler, and steps_per_epoch=1."
+                f"p is tied to a {type(self.lr_scheduler).__name__} that has not moved at {_SEVERAL} or more "
+                f"optimizer steps, and p is {self.optimizer.param_groups[0]['p']:.4g}. Step it after each optimizer "
+                "step, or tie the LR scheduler that is stepped. If it is stepped once per epoch, give "
+                "num_training_steps and num_warmup_steps in epochs, as to the LR scheduler, and steps_per_epoch=1."
             )
 
     def _step(self) -> int:
@@ -202,7 +202,7 @@ def tie_p_schedule(
         granularity: `"step"`, or `"epoch"`: p changes only between epochs, exactly by the paper's formula. A warm-up
             holds p at `p_max` and does not shift the formula.
         steps_per_epoch: LR scheduler steps per epoch. `granularity="epoch"` needs it. 1 says that the LR scheduler is
-            stepped once per epoch; otherwise there is one warning if it has not moved for 5 optimizer steps.
+            stepped once per epoch; otherwise there is one warning if it has not moved at 5 optimizer steps.
 
     Returns:
         The tie. Its `remove()` ends it, and its `get_p()` gives the values for the next step.

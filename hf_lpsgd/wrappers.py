@@ -25,7 +25,7 @@ def unwrap_optimizer(optimizer: Any) -> Any:
 
 
 def unwrap_scheduler(lr_scheduler: Any) -> Any:
-    """Return the innermost LR scheduler in the wrappers of Accelerate and DeepSpeed."""
+    """Return the LR scheduler in the wrappers of Accelerate and DeepSpeed, and not one that it holds itself."""
     *_, innermost = _unwrapped(lr_scheduler, ("scheduler",))
     return innermost
 
@@ -65,6 +65,6 @@ def _unwrapped(wrapper: Any, names: tuple[str, ...] = ("optimizer", "optim", "ba
     for _ in range(8):  # a bound, for objects that have every attribute
         yield wrapper
         inner = next((held for name in names if (held := getattr(wrapper, name, None)) is not None), None)
-        if inner is None or isinstance(wrapper, LpOptimizer):
+        if inner is None or isinstance(wrapper, LpOptimizer | torch.optim.lr_scheduler.LRScheduler):
             return
         wrapper = inner

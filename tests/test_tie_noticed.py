@@ -14,7 +14,7 @@ from hf_lpsgd import LPSGDM, tie_p_schedule
 from hf_lpsgd.wrappers import unwrap_optimizer
 
 STEPS, P_MAX = 40, 20.0
-NOT_MOVED = "has not moved for 5 optimizer steps"
+NOT_MOVED = "has not moved at 5 or more optimizer steps"
 
 
 def make_optimizer(groups=1, **options):
@@ -49,7 +49,7 @@ def test_an_lr_scheduler_that_nobody_steps_is_warned_of_once(schedule):
         for _ in range(20):
             step(optimizer)
     (message,) = messages(caught)
-    assert f"p is tied to a LambdaLR that {NOT_MOVED}, and stays at 20." in message
+    assert f"p is tied to a LambdaLR that {NOT_MOVED}, and p is 20." in message
     assert "steps_per_epoch=1" in message
 
 
@@ -66,7 +66,7 @@ def test_an_lr_scheduler_that_is_stepped_once_per_epoch_is_warned_of_once_howeve
             if made % batches == 0:
                 scheduler.step()
     (message,) = messages(caught)
-    assert f"p is tied to a LambdaLR that {NOT_MOVED}, and stays at " in message
+    assert f"p is tied to a LambdaLR that {NOT_MOVED}, and p is " in message
     assert (
         "give num_training_steps and num_warmup_steps in epochs, as to the LR scheduler, and steps_per_epoch=1"
         in message
@@ -101,6 +101,37 @@ def test_an_lr_scheduler_that_another_replaces_in_the_middle_is_warned_of():
         averaging.step()
     with pytest.warns(UserWarning, match=NOT_MOVED):
         step(optimizer)
+
+
+class WarmUp(torch_schedulers.LRScheduler):
+    """Rises over some steps, and from then on steps the scheduler that it holds."""
+
+    def __init__(self, optimizer, steps, scheduler):
+        self.steps, self.scheduler = steps, scheduler
+        super().__init__(optimizer)
+
+    def get_lr(self):
+        return [base * (self.last_epoch + 1) / self.steps for base in self.base_lrs]
+
+    def step(self, epoch=None):
+        if self.last_epoch < self.steps:
+            super().step()
+        else:
+            self.last_epoch += 1
+            self.scheduler.step()
+
+
+def test_of_schedulers_that_hold_others_the_outer_one_is_counted(recwarn):
+    optimizer = make_optimizer()
+    scheduler = WarmUp(optimizer, 8, linear(optimizer))
+    tie_p_schedule(optimizer, scheduler, "linear", num_training_steps=STEPS + 8, num_warmup_steps=8)
+    ps = []
+    for _ in range(STEPS + 8):
+        optimizer.step()
+        ps.append(optimizer.param_groups[0]["p"])
+        scheduler.step()
+    assert ps == pytest.approx([20.0] * 8 + [20 - 18 * step / (STEPS - 1) for step in range(STEPS)])
+    assert not [one for one in recwarn if "p is tied" in str(one.message)]
 
 
 def test_p_that_follows_the_learning_rate_of_the_scheduler_that_took_over_is_accepted():

@@ -21,7 +21,7 @@ from ..processes import check_processes
 from ..schedules import current_tie, tie_p_schedule
 from ..wrappers import partitions_of, unwrap_optimizer, unwrap_scheduler
 from .checks import check_layerwise, fit_deepspeed_config
-from .optim_args import OptimArgs, name_of, parse_optim_args, validate_optim_args
+from .optim_args import OptimArgs, name_of, validate_optim_args
 
 logger = get_logger(__name__)  # of the first process alone
 
@@ -69,7 +69,7 @@ class LpScheduleCallback(TrainerCallback):
         """Tie p to the LR scheduler, and let a layerwise optimizer make its step in the backward pass."""
         model, base = kwargs.get("model"), unwrap_optimizer(kwargs.get("optimizer"))
         self._step_in_backward = None  # that of a training that an exception has ended
-        requested = parse_optim_args(args)
+        requested = validate_optim_args(args)  # which a search of hyperparameters has changed
         if requested is not None:
             _check_optimizer(base, name_of(args.optim), requested)
         elif isinstance(base, LpOptimizer):

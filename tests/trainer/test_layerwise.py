@@ -106,6 +106,14 @@ def test_what_cannot_be_honoured_is_refused_before_training(arguments, message, 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("made_with", ["lpsgdm_layerwise", "adamw_torch"])
+def test_what_is_changed_after_the_trainer_was_made_is_refused_as_by_its_constructor(made_with, make_trainer):
+    trainer = make_trainer(optim=made_with, **{**RUN, "eval_strategy": "no"})
+    trainer.args.optim, trainer.args.max_grad_norm = "lpsgdm_layerwise", 1.0  # as a search of hyperparameters does
+    with pytest.raises(ValueError, match="--optim lpsgdm_layerwise cannot train with --max_grad_norm 1"):
+        trainer.train()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
