@@ -2,8 +2,8 @@
 
     python docs/tables.py
 
-A table lies between two comments, `<!-- table: NAME -->` and `<!-- end of table -->`. A benchmark's table is named by the
-folder of its results and by its heading in the report there: `shakespeare: shakespeare, on the test data`.
+A table lies between two comments, `<!-- table: NAME -->` and `<!-- end of table -->`. A benchmark's table is named by
+the folder of its results and by its heading in the report there: `shakespeare: shakespeare, on the test data`.
 """
 
 import inspect
