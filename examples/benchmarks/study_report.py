@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import yaml
 from run_study import contenders_of, read_cells, read_entries
 from study.figures import draw_curves, draw_rates
 from study.tasks import TASKS
@@ -237,9 +238,7 @@ def report_of_test(cells: list[dict[str, Any]], study: dict[str, Any], folder: P
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+", help="folders with a cells.jsonl; the first gets the files")
-    parser.add_argument(
-        "--study", type=Path, help="take the titles from this file; default: from the last run's study"
-    )
+    parser.add_argument("--study", type=Path, help="the study is that of this file; default: that of the last run")
     args = parser.parse_args()
     cells = [cell for folder in args.folders for cell in read_cells(folder / "cells.jsonl")]
     if not cells:
@@ -247,6 +246,8 @@ def main() -> None:
     order = list(TASKS)
     cells.sort(key=lambda cell: order.index(cell["task"]))
     command, commits, devices, study = read_origin(args.folders[0] / "cells.jsonl")
+    if args.study:
+        study = yaml.safe_load(args.study.read_text(encoding="utf-8"))
     for cell in cells:
         cell["title"], cell["rate"] = known_as(cell, study)
     folder = args.folders[0]

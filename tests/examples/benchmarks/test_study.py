@@ -103,6 +103,13 @@ def test_a_run_that_was_cut_off_goes_on_and_the_report_tells_the_rates(short, tm
     (out / "note.md").write_text("Made with a development version.\n")
     study_report.main()
     assert (out / "results.md").read_text() == text.replace("\n\n", "\n\nMade with a development version.\n\n", 1)
+    first, *others = STUDY["contenders"]
+    (out / "titled.yaml").write_text(
+        yaml.safe_dump({**STUDY, "contenders": [{**first, "title": "as titled"}, *others]})
+    )
+    monkeypatch.setattr(sys, "argv", ["study_report.py", str(out), "--study", str(out / "titled.yaml")])
+    study_report.main()
+    assert "| as titled |" in (out / "results.md").read_text()
 
 
 def test_one_rate_for_all_is_the_one_at_which_the_worst_loses_least():
