@@ -136,14 +136,15 @@ def test_the_optimizer_gets_the_learning_rate_and_what_optim_args_say(name, cls,
     assert optimizer_class_and_kwargs(args) == (cls, {"lr": 0.25, **defaults, "p_max": 6.0})
 
 
-def test_arguments_are_validated_once_per_trainer(make_trainer, monkeypatch):
+def test_arguments_are_validated_as_a_trainer_is_made_and_before_each_training(make_trainer, monkeypatch):
     checked = []
     real = optim_args.check_schedule
     monkeypatch.setattr(optim_args, "check_schedule", lambda *given: checked.append(given) or real(*given))
     trainer = make_trainer(optim_args="p_max=7.5", max_steps=2)
     trainer.train()
+    trainer.args.optim_args = "p_schedule=linear"
     trainer.train()
-    assert checked == [("cosine", "step", None)]
+    assert checked == [("cosine", "step", None)] * 2 + [("linear", "step", None)]
 
 
 @pytest.mark.parametrize("optim_args", [["p_max=6"], 6, {"p_max": 6}])
