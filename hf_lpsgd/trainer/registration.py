@@ -23,12 +23,8 @@ def register() -> None:
         ImportError: transformers is missing, or lacks what this needs; says which and what to install.
     """
     try:
-        import transformers.trainer_optimizer as optimizers
+        from transformers.trainer_optimizer import _OPTIMIZER_HANDLERS as handlers
         from transformers.training_args import OptimizerNames as names
-
-        if not hasattr(optimizers, "_OPTIMIZER_HANDLERS") and getattr(optimizers.__spec__, "_initializing", False):
-            return  # it imports training_args, whose end calls this; so does its own end
-        handlers = optimizers._OPTIMIZER_HANDLERS
     except Exception as error:
         raise ImportError(f"{_NEEDS}: {first_cause(error)}", name=getattr(error, "name", None)) from error
     from aenum import extend_enum

@@ -77,15 +77,33 @@ def test_a_pickled_member_registers_where_it_is_read():
     assert done.stdout.strip() == repr(OptimizerNames.LPSGDM), done.stderr
 
 
+KNOWN = (
+    "from transformers import TrainingArguments\n"
+    "from transformers.trainer import DEFAULT_CALLBACKS\n"
+    "from transformers.trainer_optimizer import _OPTIMIZER_HANDLERS\n"
+    "args = TrainingArguments('unused', optim='lpsgdm', use_cpu=True)\n"
+    "print(args.optim in _OPTIMIZER_HANDLERS, [callback.__name__ for callback in DEFAULT_CALLBACKS])"
+)
+
+
 @pytest.mark.parametrize("module", ["trainer_optimizer", "training_args", "trainer", "optimization"])
 def test_whichever_module_of_transformers_comes_first_all_is_registered_and_nothing_said(module):
+    done = in_a_new_process(f"import hf_lpsgd, transformers.{module}\n{KNOWN}")
+    assert done.stdout.strip() == "True ['DefaultFlowCallback', 'LpScheduleCallback']", done.stderr
+    assert "hf_lpsgd" not in done.stderr
+
+
+@pytest.mark.parametrize("module", ["trainer_pt_utils", "trainer_utils", "debug_utils"])
+def test_an_import_in_the_midst_of_those_of_transformers_registers_at_their_end_and_says_nothing(module):
     done = in_a_new_process(
-        f"import hf_lpsgd, transformers.{module}\n"
-        "from transformers import TrainingArguments\n"
-        "from transformers.trainer import DEFAULT_CALLBACKS\n"
-        "from transformers.trainer_optimizer import _OPTIMIZER_HANDLERS\n"
-        "args = TrainingArguments('unused', optim='lpsgdm', use_cpu=True)\n"
-        "print(args.optim in _OPTIMIZER_HANDLERS, [callback.__name__ for callback in DEFAULT_CALLBACKS])"
+        "import sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == 'transformers.{module}':\n"
+        "            sys.meta_path.remove(self)\n"
+        "            import hf_lpsgd\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        f"import transformers.training_args\n{KNOWN}"
     )
     assert done.stdout.strip() == "True ['DefaultFlowCallback', 'LpScheduleCallback']", done.stderr
     assert "hf_lpsgd" not in done.stderr
