@@ -70,8 +70,8 @@ def _register(ours: str) -> None:
 
 
 def _say(message: str) -> None:
-    from .notices import warn_once
-
     if "partially initialized module 'transformers." in message:
         return  # hf_lpsgd is imported in the midst of it, and registers at the end of what is awaited
+    from .notices import warn_once
+
     warn_once(f"hf_lpsgd did not register its optimizers: {message}")

@@ -69,7 +69,7 @@ class LpScheduleCallback(TrainerCallback):
         """Tie p to the LR scheduler, and let a layerwise optimizer make its step in the backward pass."""
         model, base = kwargs.get("model"), unwrap_optimizer(kwargs.get("optimizer"))
         self._step_in_backward = None  # that of a training that an exception has ended
-        requested = validate_optim_args(args)  # which a search of hyperparameters has changed
+        requested = validate_optim_args(args)  # which a search of hyperparameters may have changed
         if requested is not None:
             _check_optimizer(base, name_of(args.optim), requested)
         elif isinstance(base, LpOptimizer):

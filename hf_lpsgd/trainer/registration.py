@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import FrameType
 from typing import Any
 
 from ..import_hook import first_cause
@@ -52,7 +53,7 @@ def _registered_member(name: str) -> Any:
 
 
 def _handler(context: Any) -> tuple[Any, dict[str, Any]]:
-    frame: Any = sys._getframe()
+    frame: FrameType | None = sys._getframe()
     while frame and not hasattr(frame.f_locals.get("self"), "callback_handler"):
         frame = frame.f_back
     if frame:  # the Trainer that asks is among the callers
