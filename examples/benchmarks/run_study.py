@@ -128,8 +128,13 @@ def read_entries(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_cells(path: Path) -> list[dict[str, Any]]:
-    """The finished cells in a file of JSON lines."""
-    return [entry for entry in read_entries(path) if "task" in entry]
+    """The finished cells in a file of JSON lines, each with the device of its run."""
+    cells, device = [], None
+    for entry in read_entries(path):
+        device = entry.get("run", {}).get("device", device)
+        if "task" in entry:
+            cells.append({**entry, "device": device})
+    return cells
 
 
 def _prepare_worker(places: dict[str, str]) -> None:

@@ -1,5 +1,6 @@
 """Tables of a study whose contenders were tested: at the best rate, at the first one, at AdamW's best."""
 
+import math
 from collections import defaultdict
 from statistics import mean, stdev
 from typing import Any
@@ -28,6 +29,7 @@ class Tested:
             lambda: defaultdict(lambda: defaultdict(list))
         )
         self._choice: dict[tuple[str, str, float], Cells] = defaultdict(list)
+        self._times: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
         for cell in cells:
             task, title = cell["task"], cell["title"]
             if cell["split"] == "test":
@@ -35,6 +37,9 @@ class Tested:
             else:
                 self.validation[task][title][cell["rate"]].append(TASKS[task].value(cell))
                 self._choice[task, title, cell["rate"]].append(cell)
+            if "own_ms_per_step" in cell:  # other load only adds to it, so the least tells most
+                times = self._times[task][cell["device"]]
+                times[title] = min(times.get(title, math.inf), cell["own_ms_per_step"])
         self.tasks = [task for task in TASKS if any(cell["task"] == task for cell in cells)]
         self.titles = list(dict.fromkeys(cell["title"] for cell in cells))
         self._steps: dict[str, float] = defaultdict(float)  # of a whole training: a run that diverged has fewer
@@ -77,6 +82,10 @@ class Tested:
                 return None
             found.append(reached[0] / self._steps[task])
         return mean(found)
+
+    def times(self, task: str) -> tuple[str, dict[str, float]]:
+        """The device on which most optimizers were trained, and the least time of a step there, by title."""
+        return max(self._times[task].items(), key=lambda of_device: len(of_device[1]), default=("", {}))
 
     def trainings(self, task: str, titles: list[str]) -> dict[str, Cells]:
         """Those at the best rate that have a curve: the tests, or before all are there the choice of the rate."""
@@ -147,7 +156,7 @@ def _table_of_task(tested: Tested, task: str) -> list[str]:
         columns["first"] = "at the first rate to try"
     heads = ["bytes of state per parameter", "best rate", *columns.values()]
     heads += [f"share of the steps to {SHARE:.0%} of AdamW's result", "ms per step"]
-    rows, seeds = [], 0
+    rows, seeds, (device, times) = [], 0, tested.times(task)
     for title in tested.titles:
         cells = tested.cells(task, title, "best")
         if not cells:
@@ -158,19 +167,21 @@ def _table_of_task(tested: Tested, task: str) -> list[str]:
         if found.get("first"):
             shown["first"] += f" ({tested.first_rates[title]:g})"
         steps = tested.steps_to(task, title)
-        is_measured = "state_bytes" in cells[0]
-        state = f"{cells[0]['state_bytes'] / cells[0]['parameters']:.2f}" if is_measured else ""
-        time = f"{mean(cell['own_ms_per_step'] for cell in cells):.0f}" if is_measured else ""
+        state = f"{cells[0]['state_bytes'] / cells[0]['parameters']:.2f}" if "state_bytes" in cells[0] else ""
+        time = f"{times[title]:.0f}" if title in times else ""
         row = [title, state, f"{tested.best_rate(task, title):g}", *shown.values()]
         rows.append([*row, "-" if steps is None else f"{steps:.2f}", time])
     lower = "Lower is better. " if TASKS[task].lower_is_better else ""
+    of_time = (
+        " The time is that of this process alone for a whole step of the Trainer on one core: the median of a "
+        f"training, and of all trainings of an optimizer on one device ({device}) the least."
+    )
     return [
         f"## {task}, on the test data",
         "",
         f"{TASKS[task].description}. {lower}Seeds: {seeds}. Rates were chosen on other examples, with one seed. The "
         f"share is that at the best rate, until the metric of the curves is {SHARE:g} times AdamW's last one, or a "
-        "loss the last one over that. The time is that of this process alone for a whole step of the Trainer, on one "
-        "core beside other load.",
+        f"loss the last one over that.{of_time if times else ''}",
         "",
         "| optimizer | " + " | ".join(heads) + " |",
         "| --- |" + " ---: |" * len(heads),

@@ -319,6 +319,16 @@ def test_the_report_of_a_test_tells_what_was_chosen_and_what_came_of_it():
     assert [steps, middle, deviation] == [[5, 10], [0.1, 0.9], [0.0, 0.0]]
 
 
+def test_times_of_the_report_are_of_one_device_and_of_the_least_disturbed_training():
+    cells = finished(AdamW=[0.5, 0.7], LPSGDM=[0.8, 0.2])
+    assert [cell["title"] for cell in cells] == ["AdamW", "AdamW", "LPSGDM", "LPSGDM"]
+    for cell, time in zip(cells, (9.0, 8.0, 6.0, 7.0), strict=True):
+        cell |= {"device": "one", "own_ms_per_step": time}
+    report = Tested([{**cells[0], "device": "other", "own_ms_per_step": 3.0}, *cells], {})
+    assert report.times("digits_vit") == ("one", {"AdamW": 8.0, "LPSGDM": 6.0})
+    assert Tested(finished(AdamW=[0.5, 0.7], LPSGDM=[0.8, 0.2]), {}).times("digits_vit") == ("", {})
+
+
 def test_test_data_are_no_part_of_what_is_trained_on_or_chosen_by():
     for whole in (data.digit_images(), data.text()):
         parts = whole.with_test()
