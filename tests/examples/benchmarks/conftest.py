@@ -1,4 +1,4 @@
-"""A task of the study in short, for the runner and for the scripts."""
+"""Tasks of the study in short, for the runner and for the scripts."""
 
 from dataclasses import replace
 
@@ -14,3 +14,13 @@ def few_steps(monkeypatch, tmp_path):
     short = " --max_steps 4 --warmup_steps 1 --per_device_train_batch_size 2 --logging_steps 1 --eval_steps 2"
     monkeypatch.setitem(tasks.TASKS, "shakespeare", replace(task, flags=task.flags + short))
     monkeypatch.setitem(data.PLACES, "texts", str(tmp_path))
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """The digits, for a single epoch of 100 images."""
+    whole = data.digit_patches()
+    train, held_out = ((inputs[:100], labels[:100]) for inputs, labels in (whole.train, whole.held_out))
+    images = data.Data(train, held_out, kept_back=20)
+    task = tasks.Task("digits, in short", lambda: images, tasks.TASKS["digits_vit"].model, 1, batch_size=10)
+    monkeypatch.setitem(tasks.TASKS, "digits_vit", task)
