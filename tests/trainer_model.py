@@ -1,4 +1,4 @@
-"""A tiny classifier and its data, for tests of the Trainer."""
+"""A tiny classifier, its data, and what a Trainer has logged of it."""
 
 import torch
 
@@ -25,3 +25,8 @@ class TinyData(torch.utils.data.Dataset):
 
     def __getitem__(self, index):
         return {"inputs": self.inputs[index], "labels": self.labels[index]}
+
+
+def logged(trainer, key="p"):
+    """What a Trainer has logged beside each learning rate."""
+    return [entry[key] for entry in trainer.state.log_history if "learning_rate" in entry]

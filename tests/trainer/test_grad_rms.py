@@ -5,13 +5,10 @@ import os
 
 import pytest
 import torch
+from trainer_model import logged
 
 from hf_lpsgd.optim.measurement import FEWEST_UPDATES, MEASURED
 from hf_lpsgd.wrappers import unwrap_optimizer
-
-
-def logged(trainer, key="grad_rms"):
-    return [entry[key] for entry in trainer.state.log_history if "learning_rate" in entry]
 
 
 def train(make_trainer, optim_args="grad_rms=auto", resume=None, **arguments):
@@ -23,8 +20,8 @@ def train(make_trainer, optim_args="grad_rms=auto", resume=None, **arguments):
 @pytest.mark.parametrize("optim", ["lpsgd", "lpsgdm"])
 def test_auto_is_logged_beside_p_while_it_is_measured_and_frozen_for_the_rest(optim, make_trainer):
     trainer, groups = train(make_trainer, optim=optim)
-    sizes = logged(trainer)
-    assert len(sizes) == len(logged(trainer, "p")) == 30
+    sizes = logged(trainer, "grad_rms")
+    assert len(sizes) == len(logged(trainer)) == 30
     assert len(set(sizes[:FEWEST_UPDATES])) == FEWEST_UPDATES
     assert set(sizes[FEWEST_UPDATES - 1 :]) == {groups[0]["grad_rms"]} == {groups[1]["grad_rms"]}
     assert all(size > 0 for size in sizes)
@@ -37,7 +34,7 @@ def test_a_longer_warm_up_is_measured_to_its_end(make_trainer):
 
 def test_a_number_is_taken_as_it_is_and_none_is_not_logged(make_trainer):
     trainer, groups = train(make_trainer, "grad_rms=0.25", max_steps=3)
-    assert logged(trainer) == [0.25] * 3
+    assert logged(trainer, "grad_rms") == [0.25] * 3
     assert groups[0]["grad_rms"] == 0.25
     trainer, groups = train(make_trainer, "grad_rms=none", max_steps=3)
     assert groups[0]["grad_rms"] is None
@@ -50,10 +47,10 @@ def test_a_run_resumed_while_it_measures_or_after_ends_as_the_uninterrupted_one(
     whole, groups = train(make_trainer, save_strategy="steps", save_steps=cut, max_steps=40)
     checkpoint = str(tmp_path / "out" / f"checkpoint-{cut}")
     with open(os.path.join(checkpoint, "trainer_state.json")) as file:
-        assert json.load(file)["log_history"][-1]["grad_rms"] == logged(whole)[cut - 1]
+        assert json.load(file)["log_history"][-1]["grad_rms"] == logged(whole, "grad_rms")[cut - 1]
     expected = [parameter.detach().clone() for parameter in whole.model.parameters()]
     resumed, others = train(make_trainer, resume=checkpoint, max_steps=40)
-    assert logged(resumed) == logged(whole)
+    assert logged(resumed, "grad_rms") == logged(whole, "grad_rms")
     assert [group["grad_rms"] for group in others] == [group["grad_rms"] for group in groups]
     for parameter, other in zip(expected, resumed.model.parameters(), strict=True):
         assert torch.equal(parameter, other)

@@ -7,6 +7,7 @@ import sys
 import pytest
 from paths import ROOT
 from reference import annealed_p
+from trainer_model import logged
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import DefaultFlowCallback
 
@@ -25,10 +26,6 @@ class Own(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "learning_rate" in logs:
             self.reported.append(logs["p"])
-
-
-def logged(trainer):
-    return [entry["p"] for entry in trainer.state.log_history if "learning_rate" in entry]
 
 
 def test_default_callbacks_that_a_tool_has_replaced(make_trainer, monkeypatch):
@@ -83,7 +80,7 @@ def test_whoever_asks_for_the_class_without_a_trainer_is_given_it(make_trainer, 
 TRAIN = f"""
 import sys
 sys.path.insert(0, {str(ROOT / "tests")!r})
-from trainer_model import TinyData, TinyModel
+from trainer_model import TinyData, TinyModel, logged
 
 def train(optim="lpsgdm"):
     from transformers import Trainer, TrainingArguments

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 from reference import annealed_p
-from trainer_model import TinyModel
+from trainer_model import TinyModel, logged
 from transformers import Trainer, TrainerCallback
 
 import hf_lpsgd.trainer.callback
@@ -21,10 +21,6 @@ LOGGER = hf_lpsgd.trainer.callback.__name__
 
 def cosine(steps, p_max=P_MAX):
     return pytest.approx([annealed_p("cosine", p_max, index, steps) for index in range(steps)])
-
-
-def logged(trainer):
-    return [entry["p"] for entry in trainer.state.log_history if "learning_rate" in entry]
 
 
 def tied_by_the_user(steps=10, schedule="cosine"):
