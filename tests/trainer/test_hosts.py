@@ -80,7 +80,7 @@ def test_whoever_asks_for_the_class_without_a_trainer_is_given_it(make_trainer, 
 TRAIN = f"""
 import sys
 sys.path.insert(0, {str(ROOT / "tests")!r})
-from trainer_model import TinyData, TinyModel, logged
+from trainer_model import TinyData, TinyModel
 
 def train(optim="lpsgdm"):
     from transformers import Trainer, TrainingArguments
