@@ -1,9 +1,40 @@
-"""Tasks of the study in short, for the runner and for the scripts."""
+"""The study's runner and report as commands, and its tasks in short."""
 
+import sys
 from dataclasses import replace
 
 import pytest
+import run_study
+import study_report
+import yaml
 from study import data, tasks
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Runs a study with one worker and the flags given; its cells are written to the folder `out`."""
+
+    def run(study, *flags):
+        file = tmp_path / "small.yaml"
+        file.write_text(yaml.safe_dump(study))
+        argv = ["run_study.py", str(file), "--output_dir", str(tmp_path / "out"), "--workers", "1", *flags]
+        monkeypatch.setattr(sys, "argv", argv)
+        run_study.main()
+
+    return run
+
+
+@pytest.fixture
+def report(monkeypatch, tmp_path):
+    """Reports on the cells of `run`, and returns the text."""
+
+    def report(*flags):
+        out = tmp_path / "out"
+        monkeypatch.setattr(sys, "argv", ["study_report.py", str(out), *flags])
+        study_report.main()
+        return (out / "results.md").read_text()
+
+    return report
 
 
 @pytest.fixture

@@ -2,12 +2,10 @@
 
 import importlib
 import json
-import sys
 from dataclasses import replace
 
 import pytest
 import run_study
-import study_report
 import torch
 import yaml
 from small_studies import SCRIPTED, STUDY, TESTED, finished
@@ -50,38 +48,27 @@ def test_the_studies_of_the_repository_name_tasks_and_optimizers_that_there_are(
             make_optimizer(torch.nn.Linear(2, 2), cell["optimizer"], cell["rate"], options)
 
 
-def test_a_run_that_was_cut_off_goes_on_and_the_report_tells_the_rates(short, tmp_path, monkeypatch, capsys):
-    file = tmp_path / "small.yaml"
-    file.write_text(yaml.safe_dump(STUDY))
+def test_a_run_that_was_cut_off_goes_on_and_the_report_tells_the_rates(short, run, report, tmp_path, capsys):
     out = tmp_path / "out"
-    flags = ["run_study.py", str(file), "--output_dir", str(out), "--workers", "1"]
-    monkeypatch.setattr(sys, "argv", flags)
-    run_study.main()
+    run(STUDY)
     lines = (out / "cells.jsonl").read_text().splitlines()
     assert len(lines) == 1 + 10
-    run = json.loads(lines[0])["run"]
-    assert {"command", "commit", "versions", "device"} <= run.keys()
+    assert {"command", "commit", "versions", "device"} <= json.loads(lines[0])["run"].keys()
     (out / "cells.jsonl").write_text("\n".join(lines[:7]) + '\n{"task": "digi')  # killed while it wrote
-    run_study.main()
+    run(STUDY)
     cells = run_study.read_cells(out / "cells.jsonl")
     assert sorted(map(run_study.key_of, cells)) == sorted(map(run_study.key_of, run_study.cells_of(STUDY)))
-    run_study.main()
+    run(STUDY)
     assert "all cells are in" in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", ["study_report.py", str(out)])
-    study_report.main()
-    text = (out / "results.md").read_text()
+    text = report()
     assert "| LPSGDM p_max=20, grad_rms=auto |" in text
     assert (out / "p_max.png").stat().st_size > 1000
     (out / "note.md").write_text("Made with a development version.\n")
-    study_report.main()
-    assert (out / "results.md").read_text() == text.replace("\n\n", "\n\nMade with a development version.\n\n", 1)
+    assert report() == text.replace("\n\n", "\n\nMade with a development version.\n\n", 1)
     first, *others = STUDY["contenders"]
-    (out / "titled.yaml").write_text(
-        yaml.safe_dump({**STUDY, "contenders": [{**first, "title": "as titled"}, *others]})
-    )
-    monkeypatch.setattr(sys, "argv", ["study_report.py", str(out), "--study", str(out / "titled.yaml")])
-    study_report.main()
-    assert "| as titled |" in (out / "results.md").read_text()
+    titled = {**STUDY, "contenders": [{**first, "title": "as titled"}, *others]}
+    (out / "titled.yaml").write_text(yaml.safe_dump(titled))
+    assert "| as titled |" in report("--study", str(out / "titled.yaml"))
 
 
 def test_a_contender_with_a_factor_trains_at_as_much_more_and_is_shown_at_the_rate_it_names():
@@ -109,27 +96,20 @@ def test_a_contender_with_a_factor_trains_at_as_much_more_and_is_shown_at_the_ra
         (["digits_vit"], "Adam", "unknown contender 'Adam'; this study has AdamW, LPSGDM"),
     ],
 )
-def test_an_unknown_name_is_told_in_one_line(tasks, contender, message, tmp_path, monkeypatch, capsys):
-    file = tmp_path / "wrong.yaml"
-    file.write_text(yaml.safe_dump({**TESTED, "tasks": tasks}))
-    monkeypatch.setattr(sys, "argv", ["run_study.py", str(file), "--contenders", contender])
+def test_an_unknown_name_is_told_in_one_line(tasks, contender, message, run, capsys):
     with pytest.raises(SystemExit):
-        run_study.main()
+        run({**TESTED, "tasks": tasks}, "--contenders", contender)
     assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("asked", "run"), [([], "AdamW LPSGDM Lion"), (["LPSGDM"], "AdamW LPSGDM"), (["Lion"], "Lion")]
+    ("asked", "trained"), [([], "AdamW LPSGDM Lion"), (["LPSGDM"], "AdamW LPSGDM"), (["Lion"], "Lion")]
 )
-def test_a_contender_is_run_with_the_one_at_whose_best_rate_it_is_tested(asked, run, tmp_path, monkeypatch):
-    file, cells = tmp_path / "three.yaml", []
-    lion = {"optimizer": "Lion", "rates": [1e-4]}
-    file.write_text(yaml.safe_dump({**TESTED, "contenders": [*TESTED["contenders"], lion]}))
+def test_a_contender_is_run_with_the_one_at_whose_best_rate_it_is_tested(asked, trained, run, monkeypatch):
+    cells, lion = [], {"optimizer": "Lion", "rates": [1e-4]}
     monkeypatch.setattr(run_study, "_run_all", lambda found, *_: cells.extend(found))
-    flags = ["--output_dir", str(tmp_path), "--no_test", "--contenders", *asked]
-    monkeypatch.setattr(sys, "argv", ["run_study.py", str(file), *flags])
-    run_study.main()
-    assert list(dict.fromkeys(cell["optimizer"] for cell in cells)) == run.split()
+    run({**TESTED, "contenders": [*TESTED["contenders"], lion]}, "--no_test", "--contenders", *asked)
+    assert list(dict.fromkeys(cell["optimizer"] for cell in cells)) == trained.split()
 
 
 def test_a_contender_is_tested_at_its_best_rate_at_the_first_one_and_at_the_best_of_another():
@@ -142,12 +122,9 @@ def test_a_contender_is_tested_at_its_best_rate_at_the_first_one_and_at_the_best
         assert rates == [("AdamW", 1e-3), ("AdamW", 1e-2), ("LPSGDM", 1e-5), ("LPSGDM", 3e-3), ("LPSGDM", 1e-2)]
 
 
-def test_a_study_with_a_test_chooses_first_and_keeps_a_curve_of_each_test(short, tmp_path, monkeypatch, capsys):
-    file = tmp_path / "tested.yaml"
-    file.write_text(yaml.safe_dump(TESTED))
-    monkeypatch.setattr(sys, "argv", ["run_study.py", str(file), "--output_dir", str(tmp_path), "--workers", "1"])
-    run_study.main()
-    cells = run_study.read_cells(tmp_path / "cells.jsonl")
+def test_a_study_with_a_test_chooses_first_and_keeps_a_curve_of_each_test(short, run, report, tmp_path, capsys):
+    run(TESTED)
+    cells = run_study.read_cells(tmp_path / "out" / "cells.jsonl")
     tested = [cell for cell in cells if cell["split"] == "test"]
     assert len(cells) - len(tested) == 4
     assert len(tested) == len(list(run_study.test_cells_of(TESTED, cells)))
@@ -155,15 +132,13 @@ def test_a_study_with_a_test_chooses_first_and_keeps_a_curve_of_each_test(short,
         assert [point["step"] for point in cell["curve"]] == list(range(1, 9))
         assert ("p" in cell["curve"][0]) == (cell["optimizer"] == "LPSGDM")
         assert all({"loss", "accuracy", "lr"} <= point.keys() for point in cell["curve"])
-    run_study.main()
+    run(TESTED)
     assert "all cells are in" in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", ["study_report.py", str(tmp_path)])
-    study_report.main()
-    text = (tmp_path / "results.md").read_text()
+    text = report()
     assert "## digits_vit, on the test data" in text
     assert text.count("| LPSGDM |") == 2
     for name in ("rates", "curves"):
-        assert (tmp_path / f"{name}.png").stat().st_size > 1000
+        assert (tmp_path / "out" / f"{name}.png").stat().st_size > 1000
 
 
 def test_an_optimizer_is_chosen_and_tested_before_the_next_and_all_with_one_seed_before_the_next():
@@ -184,28 +159,20 @@ def test_an_optimizer_is_chosen_and_tested_before_the_next_and_all_with_one_seed
 
 
 def test_a_study_of_a_loss_chooses_the_lowest_and_reports_what_its_contenders_are_called(
-    few_steps, tmp_path, monkeypatch
+    few_steps, run, report, tmp_path
 ):
-    file = tmp_path / "scripted.yaml"
-    file.write_text(yaml.safe_dump(SCRIPTED))
     out = tmp_path / "out"
-    flags = ["run_study.py", str(file), "--output_dir", str(out), "--workers", "1", "--texts", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", [*flags, "--rates", "1", "--no_test"])
-    run_study.main()
+    run(SCRIPTED, "--texts", str(tmp_path), "--rates", "1", "--no_test")
     assert [cell["split"] for cell in run_study.read_cells(out / "cells.jsonl")] == ["validation"] * 2
-    monkeypatch.setattr(sys, "argv", ["study_report.py", str(out)])
-    study_report.main()  # before the tests the curves are those of the choice
+    report()  # before the tests the curves are those of the choice
     (out / "curves.png").rename(out / "curves_of_the_choice.png")
-    monkeypatch.setattr(sys, "argv", flags)
-    run_study.main()
+    run(SCRIPTED, "--texts", str(tmp_path))
     cells = run_study.read_cells(out / "cells.jsonl")
     assert [cell["rate"] for cell in cells if cell["optimizer"] == "AdamW" and cell["split"] == "test"] == [1e-3]
     lpsgd = [cell for cell in cells if cell["optimizer"] == "LPSGD"]
     assert {cell["state_bytes"] for cell in lpsgd} == {0}
     assert [[point["step"] for point in cell["curve"]] for cell in lpsgd] == [[2, 4]] * 2
-    monkeypatch.setattr(sys, "argv", ["study_report.py", str(out)])
-    study_report.main()
-    text = (out / "results.md").read_text()
+    text = report()
     assert "| LPSGD, as small as can be |" in text
     assert "loss there" in text
     assert (out / "curves.png").stat().st_size > 1000
@@ -219,21 +186,14 @@ def test_a_loss_that_is_no_number_is_the_worst():
     assert list(best.values()) == [0.3]
 
 
-def test_a_folder_that_is_missing_is_told_in_one_line(tmp_path, monkeypatch, capsys):
-    file = tmp_path / "scripted.yaml"
-    file.write_text(yaml.safe_dump(SCRIPTED))
-    monkeypatch.setattr(sys, "argv", ["run_study.py", str(file), "--texts", str(tmp_path / "nowhere")])
+def test_a_folder_that_is_missing_is_told_in_one_line(run, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        run_study.main()
+        run(SCRIPTED, "--texts", str(tmp_path / "nowhere"))
     assert "nowhere: no such folder; name the one with the data" in capsys.readouterr().err
 
 
-def test_a_script_that_refuses_its_flags_ends_the_study_and_names_the_cell(few_steps, tmp_path, monkeypatch):
+def test_a_script_that_refuses_its_flags_ends_the_study_and_names_the_cell(few_steps, run, tmp_path, monkeypatch):
     task = tasks.TASKS["shakespeare"]
     monkeypatch.setitem(tasks.TASKS, "shakespeare", replace(task, flags=f"{task.flags} --data_seed x"))
-    file = tmp_path / "scripted.yaml"
-    file.write_text(yaml.safe_dump(SCRIPTED))
-    flags = ["run_study.py", str(file), "--output_dir", str(tmp_path), "--workers", "1", "--texts", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", flags)
     with pytest.raises(RuntimeError, match=r'ended with status 2 at .*"optimizer": "AdamW"'):
-        run_study.main()
+        run(SCRIPTED, "--texts", str(tmp_path))
