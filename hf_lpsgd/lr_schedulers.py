@@ -55,6 +55,7 @@ def peak_lr(lr_scheduler: Any, group: dict[str, Any], index: int) -> float:
     is_known = module.startswith(("torch.", "transformers."))
     if _counts_evaluations(lr_scheduler) or (isinstance(lr_scheduler, LRScheduler) and not is_known):
         return 0.0
-    # timm's schedulers, which are not torch's, multiply by lr_scale.
-    scale = 1.0 if isinstance(lr_scheduler, LRScheduler) else float(group.get("lr_scale", 1.0))
+    # LinearLR has two factors. timm's schedulers, which are not torch's, multiply by lr_scale.
+    factors = [float(getattr(lr_scheduler, name, 1.0)) for name in ("start_factor", "end_factor")]
+    scale = max(factors) if isinstance(lr_scheduler, LRScheduler) else float(group.get("lr_scale", 1.0))
     return float(bounds[index] if index < len(bounds) else group.get("initial_lr", 0.0) * scale)

@@ -64,6 +64,7 @@ FOUND_AT_ONCE = {
     "large factor": lambda optimizer: torch_schedulers.LambdaLR(optimizer, lambda step: 10 * (1 - step / STEPS)),
     "an object": lambda optimizer: torch_schedulers.LambdaLR(optimizer, Counting()),
     "a low first part": lambda optimizer: torch_schedulers.ConstantLR(optimizer, 0.1, total_iters=3),
+    "a line that ends low": lambda optimizer: torch_schedulers.LinearLR(optimizer, 0.1, 0.5, total_iters=4),
     "products": lambda optimizer: torch_schedulers.MultiplicativeLR(optimizer, lambda step: 0.9),
     "restarts": lambda optimizer: torch_schedulers.CosineAnnealingWarmRestarts(optimizer, 5),
     "in turn": warm_up_then(lambda optimizer: torch_schedulers.CosineAnnealingLR(optimizer, STEPS - 4)),

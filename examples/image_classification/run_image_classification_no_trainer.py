@@ -153,6 +153,7 @@ class Progress:
 def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, LoopArguments]:
     model_args, data_args, args = parse((ModelArguments, DataArguments, LoopArguments), argv, __doc__)
     data_args.check()
+    model_args.check(data_args.image_size)
     if data_args.streaming:
         fail("--streaming: this loop needs to know how many images there are; run_image_classification.py does not")
     args.check()

@@ -31,8 +31,8 @@ class DataArguments:
     )
     image_column_name: str | None = field(default=None, metadata={"help": "Default: the only column of images."})
     label_column_name: str | None = field(default=None, metadata={"help": "Default: the only column of labels."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many images at most."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many images at most."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many at most, at random."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on so many at most, at random."})
     image_size: int | None = field(
         default=None,
         metadata={

@@ -58,6 +58,7 @@ def load_images(data_args: DataArguments, cache_dir: str | None, do_train: bool,
     splits = load_splits(data_args, cache_dir)
     columns = find_columns(next(iter(splits.values())), data_args)
     splits = splits.cast_column(columns[0], datasets.Image())  # one with a mode would convert the images
+    eval_name = evaluation_split(splits, data_args)
     train: datasets.Dataset | Stream | None
     evaluation: datasets.Dataset | Stream | None
     if data_args.streaming:
@@ -67,7 +68,7 @@ def load_images(data_args: DataArguments, cache_dir: str | None, do_train: bool,
         for name, option in used.items():
             check_labels(splits[name], columns[1], f"{option} {name!r}")
         labelled = with_class_labels({name: splits[name] for name in used}, columns[1])
-        train, evaluation = choose_splits(labelled, data_args, columns[1], do_train, do_eval)
+        train, evaluation = choose_splits(labelled, eval_name, data_args, columns[1], do_train, do_eval)
         if train is not None and evaluation is not None:
             warn_of_classes_never_trained_on(train, evaluation, columns[1])
     some = train if train is not None else evaluation
@@ -76,7 +77,7 @@ def load_images(data_args: DataArguments, cache_dir: str | None, do_train: bool,
     if len(classes) < 2:
         fail(f"the label column {columns[1]!r} has one class only ({', '.join(classes)}): there must be two or more")
     warn_of_like_names(classes)
-    images = Images(evaluation_split(splits, data_args), train, evaluation, columns, classes)
+    images = Images(eval_name, train, evaluation, columns, classes)
     return images if data_args.on_bad_image == "skip" else with_sample(images)
 
 

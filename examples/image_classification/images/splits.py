@@ -36,21 +36,23 @@ def splits_in_use(splits: Any, args: DataArguments, label: str, do_train: bool, 
 
 
 def choose_splits(
-    splits: Mapping[str, datasets.Dataset], args: DataArguments, label: str, do_train: bool, do_eval: bool
+    splits: Mapping[str, datasets.Dataset],
+    eval_name: str | None,
+    args: DataArguments,
+    label: str,
+    do_train: bool,
+    do_eval: bool,
 ) -> tuple[datasets.Dataset | None, datasets.Dataset | None]:
-    """The datasets to train and to evaluate on; None where not requested."""
-    eval_name = evaluation_split(splits, args)
-    train = splits[args.train_split_name] if do_train or (do_eval and eval_name is None) else None
-    evaluation = None
-    if do_eval and eval_name is not None:
-        evaluation = splits[eval_name]
-    elif do_eval and train is not None:
+    """The datasets to train and to evaluate on, of the splits in use; None where not requested."""
+    train = splits[args.train_split_name] if do_train or eval_name is None else None
+    evaluation = splits[eval_name] if do_eval and eval_name is not None else None
+    if train is not None and eval_name is None:  # also without an evaluation now: a later run may evaluate the model
         train, evaluation = hold_out(train, args.train_val_split, label)
     if train is not None and args.max_train_samples is not None:
         train = train.shuffle(seed=42).select(range(min(args.max_train_samples, len(train))))
     if evaluation is not None and args.max_eval_samples is not None:
         evaluation = evaluation.shuffle(seed=42).select(range(min(args.max_eval_samples, len(evaluation))))
-    return (train if do_train else None), evaluation
+    return (train if do_train else None), (evaluation if do_eval else None)
 
 
 def choose_streams(
@@ -69,11 +71,11 @@ def choose_streams(
         fail(f"--streaming cannot hold out images: name a split with --eval_split_name; the splits: {available}")
     splits_in_use(splits, args, label, do_train, do_eval)
 
-    def stream(name: str, limit: int | None) -> datasets.IterableDataset:
-        return splits[name] if limit is None else splits[name].take(limit)
-
-    train = stream(args.train_split_name, args.max_train_samples) if do_train else None
-    return train, stream(str(eval_name), args.max_eval_samples) if do_eval else None
+    train = splits[args.train_split_name] if do_train else None
+    evaluation = splits[eval_name] if do_eval and eval_name is not None else None
+    if evaluation is not None and args.max_eval_samples is not None:  # the first images may be all of one class
+        evaluation = evaluation.shuffle(seed=42, buffer_size=args.shuffle_buffer).take(args.max_eval_samples)
+    return train, evaluation
 
 
 def hold_out(rows: datasets.Dataset, share: float, label: str) -> tuple[datasets.Dataset, datasets.Dataset]:

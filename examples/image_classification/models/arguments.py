@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from errors.fail import fail
+
 
 @dataclass
 class ModelArguments:
@@ -27,6 +29,13 @@ class ModelArguments:
     )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the pretrained model."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where models and datasets are cached."})
+
+    def check(self, image_size: int | None) -> None:
+        """End the run with one line where a flag is only for a model from scratch, and this one is pretrained."""
+        flags = {"model_type": self.model_type, "config_overrides": self.config_overrides, "image_size": image_size}
+        for name, value in flags.items():
+            if self.model_name_or_path is not None and value is not None:
+                fail(f"--{name} {value} is for a model from scratch, and --model_name_or_path has one: leave one out")
 
     @property
     def chosen(self) -> bool:

@@ -193,12 +193,15 @@ def check_arguments(arguments: Arguments) -> None:
             guess, names = did_you_mean(name, INTEGRATION_TO_CALLBACK), ", ".join(INTEGRATION_TO_CALLBACK)
             fail(f"--report_to {name!r} is not known.{guess} It must be all, none, or of {names}")
     data_args.check()
+    arguments.model.check(data_args.image_size)
     check_paths(arguments)
     if training_args.do_train and data_args.validation_dir and not data_args.train_dir:
         fail("--do_train with --validation_dir also needs --train_dir")
     if data_args.streaming and training_args.do_train:
         if training_args.max_steps <= 0:
             fail("--streaming does not know how many images there are: pass --max_steps")
+        if data_args.dataset_name and data_args.max_train_samples is not None:
+            fail("--max_train_samples: a stream may begin with one class only: leave this out, or --streaming")
         for name in ("eval", "save", "logging"):
             if getattr(training_args, f"{name}_strategy") == "epoch":
                 fail(f"--{name}_strategy epoch: a stream has no epochs, so pass steps and --{name}_steps")

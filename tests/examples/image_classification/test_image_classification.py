@@ -286,7 +286,8 @@ def test_two_processes_leave_out_the_same_bad_images(forks, tmp_path):
     for name in ("cat/0.png", "cat/11.png", "dog/3.png"):  # rows 0, 3 and 17: of both processes
         (tmp_path / "images" / name).write_bytes(b"no image at all")
     arguments = ["--do_train", *LPSGDM, "p_max=20", "--max_steps", 2, "--per_device_train_batch_size", 4, *TINY]
-    arguments += ["--train_dir", tmp_path / "images", "--on_bad_image", "skip"]
+    folder = tmp_path / "images"
+    arguments += ["--train_dir", folder, "--validation_dir", folder, "--on_bad_image", "skip"]
     outputs = run_in_two(forks, arguments, tmp_path / "run")
     assert "left out 3 of 24 images to train" in outputs[0]
     assert "21 images to train" in outputs[0]
@@ -354,6 +355,10 @@ BAD_INPUT = {
     "unknown architecture": (["--do_train", "--model_type", "vitt"], ["'vitt'", "resnet"]),
     "unknown config key": (["--do_train", "--config_overrides", "width=3"], ["width", "hidden_size"]),
     "impossible config": (["--do_train", "--config_overrides", "hidden_act=swoosh"], ["swoosh"]),
+    "size of a model that is there": (
+        ["--do_train", "--model_name_or_path", "x", "--image_size", "8"],
+        ["--image_size 8", "--model_name_or_path"],
+    ),
     "settings that contradict": (["--do_train", "--load_best_model_at_end", "--eval_strategy", "no"], ["best"]),
 }
 

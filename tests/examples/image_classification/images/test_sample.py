@@ -31,7 +31,7 @@ def photos(tmp_path_factory):
 
 @pytest.mark.parametrize("flags", [[], ["--streaming", "--shuffle_buffer", 10]], ids=["loaded", "streamed"])
 def test_size_normalisation_and_mirroring_follow_from_all_images(run_example, photos, flags):
-    result = run_example(*TRAIN, "--train_dir", photos, *flags)
+    result = run_example(*TRAIN, "--train_dir", photos, "--validation_dir", photos, *flags)
     assert result.status == 0, result.output
     assert json.loads((result.folder / "config.json").read_text())["image_size"] == 20
     assert json.loads((result.folder / "preprocessor_config.json").read_text())["image_std"] == [0.5] * 3

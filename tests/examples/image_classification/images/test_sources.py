@@ -276,7 +276,7 @@ def test_file_of_16_bits_is_named_even_where_the_dataset_would_convert_it(run_ex
         (tmp_path / "images" / name).mkdir(parents=True)
         for number in range(2):
             (tmp_path / "images" / name / f"{number}.png").write_bytes(deep("I;16", "PNG")["bytes"])
-    assert "cat/0.png) has the mode I;16" in run_example(*TRAIN, "--train_dir", tmp_path / "images").answer
+    assert ".png) has the mode I;16" in run_example(*TRAIN, "--train_dir", tmp_path / "images").answer
     features = datasets.Features({"image": datasets.Image(mode="RGB"), "label": datasets.ClassLabel(2)})
     rows = {"image": [deep("I;16", "PNG")] * 8, "label": [0, 1] * 4}
     (tmp_path / "rows").mkdir()
@@ -300,6 +300,7 @@ BAD_ARGUMENTS = {
     "stream without an end": (["--streaming"], ["--max_steps"]),
     "epochs of a stream": ([*STREAM, "--save_strategy", "epoch"], ["--save_strategy", "--save_steps"]),
     "p by the epochs of a stream": ([*STREAM, "--optim_args", "p_granularity=epoch"], ["p_granularity=step"]),
+    "first images of a stream": ([*STREAM, "--max_train_samples", 9], ["--max_train_samples", "--streaming"]),
     "no buffer": ([*STREAM, "--shuffle_buffer", 0], ["--shuffle_buffer"]),
     "negative cache": (["--image_cache_mb", -1], ["--image_cache_mb"]),
     "images too small for the network": (["--model_type", "cifar_vgg", "--config_overrides", "{}"], ["image_size 32"]),

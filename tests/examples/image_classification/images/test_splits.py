@@ -54,6 +54,47 @@ def test_nothing_can_be_held_out_of_classes_of_one_image(held_out, capsys):
     assert "no class has two images" in capsys.readouterr().err
 
 
+def sorted_rows(count):
+    features = datasets.Features({"label": datasets.ClassLabel(names=["cat", "dog"]), "row": datasets.Value("int64")})
+    half = count // 2
+    return datasets.Dataset.from_dict({"label": [0] * half + [1] * half, "row": range(count)}, features=features)
+
+
+def test_the_same_images_are_held_out_of_a_run_that_only_trains_and_of_one_that_only_evaluates(example):
+    from images.arguments import DataArguments
+    from images.splits import choose_splits
+
+    def chosen(do_train, do_eval):
+        parts = choose_splits({"train": sorted_rows(40)}, None, DataArguments(), "label", do_train, do_eval)
+        return [None if part is None else part["row"][:] for part in parts]
+
+    train, evaluation = chosen(True, True)
+    assert not set(train) & set(evaluation)
+    assert chosen(True, False) == [train, None]
+    assert chosen(False, True) == [None, evaluation]
+
+
+def test_a_run_that_only_trains_has_the_whole_training_split_where_there_is_one_to_evaluate_on(example, hub_like):
+    from images.arguments import DataArguments
+    from images.prepare import load_images
+
+    data = DataArguments(dataset_name=str(hub_like["cifar10"]))
+    assert len(load_images(data, None, do_train=True, do_eval=False).train) == 24
+
+
+def test_some_images_of_a_stream_to_evaluate_on_are_of_all_classes_and_always_the_same(example):
+    from images.arguments import DataArguments
+    from images.splits import choose_streams
+
+    splits = datasets.IterableDatasetDict({"validation": sorted_rows(40).to_iterable_dataset()})
+    args = DataArguments(max_eval_samples=10, shuffle_buffer=40)
+    _, stream = choose_streams(splits, args, "label", do_train=False, do_eval=True)
+    first, second = ([row["row"] for row in stream] for _ in range(2))
+    assert len(first) == 10
+    assert {row // 20 for row in first} == {0, 1}
+    assert first == second
+
+
 def test_a_class_that_is_evaluated_and_has_no_image_to_train_on_is_named(example, capsys):
     from images.splits import warn_of_classes_never_trained_on
 
