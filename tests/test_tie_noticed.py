@@ -1,40 +1,18 @@
-"""What a tie notices in any loop: an LR scheduler that does not move, groups of other peaks, a loaded state."""
+"""What a tie notices in any loop: an LR scheduler that does not move, or moves others, and groups of other peaks."""
 
-import copy
 import warnings
 from types import SimpleNamespace
 
 import pytest
 import torch
-from reference import annealed_p
+from tied import STEPS, linear, make_optimizer, messages, step
 from torch.optim import lr_scheduler as torch_schedulers
 from torch.optim.swa_utils import SWALR
 
-from hf_lpsgd import LPSGDM, tie_p_schedule
+from hf_lpsgd import tie_p_schedule
 from hf_lpsgd.wrappers import unwrap_optimizer
 
-STEPS, P_MAX = 40, 20.0
 NOT_MOVED = "has not moved at 5 or more optimizer steps"
-
-
-def make_optimizer(groups=1, **options):
-    params = [{"params": [torch.ones(3, requires_grad=True)]} for _ in range(groups)]
-    return LPSGDM(params, **{"lr": 0.1, "p_max": P_MAX, **options})
-
-
-def linear(optimizer, steps=STEPS):
-    return torch_schedulers.LambdaLR(optimizer, lambda step: 1 - step / steps)
-
-
-def step(optimizer):
-    for group in optimizer.param_groups:
-        for param in group["params"]:
-            param.grad = torch.ones_like(param)
-    optimizer.step()
-
-
-def messages(caught):
-    return [str(warning.message) for warning in caught if "p " in str(warning.message)]
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "lr"])
@@ -271,114 +249,6 @@ def test_wrappers_that_hold_the_optimizer_under_other_names_are_seen_through():
     optimizer = make_optimizer()
     wrapped = SimpleNamespace(optimizer=SimpleNamespace(optim=SimpleNamespace(base_optimizer=optimizer)))
     assert unwrap_optimizer(wrapped) is optimizer
-
-
-def saved_in_the_middle(schedule="cosine", at=STEPS // 2):
-    optimizer = make_optimizer()
-    scheduler = linear(optimizer)
-    tie_p_schedule(optimizer, scheduler, schedule, num_training_steps=STEPS)
-    for _ in range(at):
-        step(optimizer)
-        scheduler.step()
-    return optimizer.state_dict(), scheduler.state_dict()
-
-
-def resume(states, schedule="cosine", steps=STEPS, load_scheduler=True, tie_first=True):
-    optimizer = make_optimizer()
-    scheduler = linear(optimizer)
-    if tie_first:
-        tie_p_schedule(optimizer, scheduler, schedule, num_training_steps=steps)
-    optimizer.load_state_dict(states[0])
-    if load_scheduler:
-        scheduler.load_state_dict(states[1])
-    if not tie_first:
-        tie_p_schedule(optimizer, scheduler, schedule, num_training_steps=steps)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        step(optimizer)
-        step(optimizer)
-    return messages(caught)
-
-
-@pytest.mark.parametrize("tie_first", [True, False])
-def test_a_state_loaded_under_another_horizon_schedule_or_without_its_scheduler_is_warned_of(tie_first):
-    states = saved_in_the_middle(at=STEPS)
-    assert states[0]["param_groups"][0]["p"] == 2.0
-    (longer,) = resume(states, steps=2 * STEPS, tie_first=tie_first)
-    now = annealed_p("cosine", P_MAX, STEPS, 2 * STEPS)
-    assert f"p goes from 2 in the param group to {now:.4g}: the p schedule 'cosine' over 80 steps is not" in longer
-    (shorter,) = resume(saved_in_the_middle(), steps=STEPS // 2, tie_first=tie_first)
-    assert "to 2: the p schedule 'cosine' over 20 steps" in shorter
-    (constant,) = resume(states, "constant", tie_first=tie_first)
-    assert "to 20: the p schedule 'constant'" in constant
-    (forgotten,) = resume(states, load_scheduler=False, tie_first=tie_first)
-    assert "its LR scheduler was not loaded with it" in forgotten
-
-
-@pytest.mark.parametrize("tie_first", [True, False])
-@pytest.mark.parametrize("schedule", ["cosine", "linear", "lr", "constant"])
-@pytest.mark.parametrize("at", [1, STEPS // 2, STEPS - 1])
-def test_a_state_that_goes_on_under_its_own_schedule_is_accepted(at, schedule, tie_first):
-    assert resume(saved_in_the_middle(schedule, at), schedule, tie_first=tie_first) == []
-
-
-def half_way():
-    optimizer = make_optimizer()
-    scheduler = linear(optimizer)
-    tie_p_schedule(optimizer, scheduler, num_training_steps=STEPS)
-    for _ in range(STEPS // 2):
-        step(optimizer)
-        scheduler.step()
-    return optimizer
-
-
-def loaded_into_another(optimizer):
-    other = make_optimizer()
-    other.load_state_dict(optimizer.state_dict())
-    return other
-
-
-@pytest.mark.parametrize("take_over", [loaded_into_another, copy.deepcopy])
-def test_a_loaded_or_copied_p_that_no_tie_moves_is_warned_of_once_and_goes_to_p_max(take_over):
-    optimizer = take_over(half_way())
-    found = optimizer.param_groups[0]["p"]
-    assert found < P_MAX
-    with pytest.warns(UserWarning, match=f"p goes from {found:.4g} in the param group to 20: ") as caught:
-        step(optimizer)
-    (message,) = messages(caught)
-    assert "no LR scheduler is tied" in message
-    assert "\n" not in message
-    assert optimizer.param_groups[0]["p"] == P_MAX
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        step(optimizer)
-
-
-@pytest.mark.parametrize("take_over", [loaded_into_another, copy.deepcopy])
-def test_a_loaded_or_copied_p_that_is_meant_to_stay_is_accepted(take_over):
-    optimizer = take_over(half_way())
-    p = optimizer.param_groups[0]["p_max"] = optimizer.param_groups[0]["p"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for _ in range(3):
-            step(optimizer)
-    assert optimizer.param_groups[0]["p"] == p
-
-
-@pytest.mark.parametrize("is_tied", [False, True])
-def test_a_p_that_is_written_by_hand_is_replaced_with_a_warning(is_tied):
-    optimizer = make_optimizer()
-    if is_tied:
-        tie_p_schedule(optimizer, linear(optimizer), num_training_steps=STEPS)
-    step(optimizer)
-    optimizer.param_groups[0]["p"] = 5.0
-    with pytest.warns(UserWarning, match="p goes from 5 in the param group to 20: ") as caught:
-        step(optimizer)
-    assert len(messages(caught)) == 1
-    assert optimizer.param_groups[0]["p"] == P_MAX
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        step(optimizer)
 
 
 def test_p_following_the_learning_rate_that_the_scheduler_of_another_optimizer_sets_is_warned_of():
