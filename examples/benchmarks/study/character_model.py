@@ -131,7 +131,7 @@ if __name__ == "__main__":
     trainer, final = train(given, args)
     keep(
         trainer,
-        WATCHED,
+        watched=WATCHED,
         dataset=Path(given.text_file).stem,
         eval_split=given.split,
         task="text-generation",

@@ -118,7 +118,7 @@ if __name__ == "__main__":
     trainer, final = train(given, args)
     keep(
         trainer,
-        WATCHED,
+        watched=WATCHED,
         dataset=Path(given.train_file).stem,
         eval_split=Path(given.test_file).stem if given.split == "test" else given.split,
         base_model=given.model_name_or_path,

@@ -17,20 +17,15 @@ def of_showcase(module: str) -> Any:
     return importlib.import_module(module)
 
 
-def keep(trainer: Any, watched: int, **facts: Any) -> None:
+def keep(trainer: Any, **facts: Any) -> None:
     """Leave the model, what was logged and a model card in the output folder.
 
     Args:
         trainer: a Trainer that has trained, and evaluated on all of its `eval_dataset`.
-        watched: on about how many of these examples it evaluated during the training.
         facts: of the card, besides the numbers of examples.
     """
     trainer.save_model()
     trainer.save_state()
-    facts |= {
-        "train_examples": len(trainer.train_dataset),
-        "eval_examples": len(trainer.eval_dataset),
-        "hyperparameters": {"evaluated during the training on": f"some {watched} of the examples to evaluate"},
-    }
+    facts |= {"train_examples": len(trainer.train_dataset), "eval_examples": len(trainer.eval_dataset)}
     of_showcase("card.writing").write_model_card(trainer, of_showcase("card.facts").RunFacts(**facts))
     print(f"card: {Path(trainer.args.output_dir) / 'README.md'}")

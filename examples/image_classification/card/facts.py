@@ -19,6 +19,7 @@ class RunFacts:
         eval_split: the split evaluated on. Default: none was.
         train_examples: number of examples trained on. Default: not stated.
         eval_examples: number of examples evaluated on. Default: not stated.
+        watched: on about how many of these the evaluations during the training were. Default: on all.
         left_out: numbers of images to train and to evaluate on that were left out, as they cannot be decoded. Default:
             not stated.
         base_model: the pretrained model that was started from. Default: trained from scratch.
@@ -37,6 +38,7 @@ class RunFacts:
     eval_split: str | None = None
     train_examples: int | None = None
     eval_examples: int | None = None
+    watched: int | None = None
     left_out: tuple[int, int] | None = None
     base_model: str | None = None
     license: str | None = None

@@ -105,7 +105,17 @@ def test_the_character_model_has_the_size_and_the_loss_of_an_untrained_model_of_
 def test_a_script_that_is_run_as_a_command_leaves_the_card_of_its_task(few_steps, tmp_path):
     script, out = str(run_study.HERE / "study" / "character_model.py"), tmp_path / "out"
     flags = ["--text_file", str(tmp_path / "tinyshakespeare.txt"), "--split", "validation"]
-    flags += ["--max_steps", "4", "--use_cpu", "--output_dir", str(out)]
+    flags += [
+        "--max_steps",
+        "4",
+        "--eval_strategy",
+        "steps",
+        "--eval_steps",
+        "2",
+        "--use_cpu",
+        "--output_dir",
+        str(out),
+    ]
     command = [sys.executable, "-m", "hf_lpsgd", script, "--optim", "lpsgdm", *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -117,6 +127,7 @@ def test_a_script_that_is_run_as_a_command_leaves_the_card_of_its_task(few_steps
     assert "trained from scratch on tinyshakespeare with LPSGDM" in card.text
     assert "of the split `validation`" in card.text
     assert f"**loss {loss:.4f}**" in card.text
+    assert "in this table are on some 256 of the pieces of 64 characters" in card.text
     assert "-m hf_lpsgd" in card.text
     assert "image" not in card.text
     assert (out / "model.safetensors").exists()
