@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.utils.data import Subset
 from transformers import GPT2Config, GPT2LMHeadModel, HfArgumentParser, Trainer, TrainingArguments, set_seed
 
 CONTEXT = 64
@@ -110,18 +111,17 @@ def train(of_script: Arguments, args: TrainingArguments, **trainer_options: Any)
     end, until = (of_validation, of_test) if of_script.split == "validation" else (of_test, len(characters))
     set_seed(args.seed)
     starts = torch.randint(end - CONTEXT, (args.max_steps * args.train_batch_size,))
-    evaluated = torch.arange(end, until - CONTEXT, CONTEXT)
+    whole = Pieces(characters, torch.arange(end, until - CONTEXT, CONTEXT))
     trainer = Trainer(
         make_model(vocabulary).to(getattr(torch, of_script.dtype)),
         args,
         train_dataset=Pieces(characters, starts),
-        eval_dataset=Pieces(characters, evaluated[:: max(1, len(evaluated) // WATCHED)]),
+        eval_dataset=Subset(whole, range(0, len(whole), max(1, len(whole) // WATCHED))),
         compute_loss_func=loss_of,
         **trainer_options,
     )
     trainer.train()
-    trainer.eval_dataset = Pieces(characters, evaluated)
-    return trainer, trainer.evaluate()
+    return trainer, trainer.evaluate(whole)
 
 
 if __name__ == "__main__":
@@ -131,7 +131,6 @@ if __name__ == "__main__":
     trainer, final = train(given, args)
     keep(
         trainer,
-        watched=WATCHED,
         dataset=Path(given.text_file).stem,
         eval_split=given.split,
         task="text-generation",

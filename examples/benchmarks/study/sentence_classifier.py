@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import Subset
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -92,6 +93,7 @@ def train(of_script: Arguments, args: TrainingArguments, **trainer_options: Any)
     evaluated = held_out if of_script.split == "validation" else read_examples(of_script.test_file)
     evaluated.sort(key=lambda example: len(example[0]))  # little padding in a batch
     tokenizer = AutoTokenizer.from_pretrained(of_script.model_name_or_path)
+    whole = Sentences(evaluated, tokenizer)
     set_seed(args.seed)
     model = AutoModelForSequenceClassification.from_pretrained(
         of_script.model_name_or_path, num_labels=2, dtype=of_script.dtype
@@ -100,15 +102,14 @@ def train(of_script: Arguments, args: TrainingArguments, **trainer_options: Any)
         model,
         args,
         train_dataset=Sentences(kept, tokenizer),
-        eval_dataset=Sentences(evaluated[:: max(1, len(evaluated) // WATCHED)], tokenizer),
+        eval_dataset=Subset(whole, range(0, len(whole), max(1, len(whole) // WATCHED))),
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=accuracy,
         preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
         **trainer_options,
     )
     trainer.train()
-    trainer.eval_dataset = Sentences(evaluated, tokenizer)
-    return trainer, trainer.evaluate()
+    return trainer, trainer.evaluate(whole)
 
 
 if __name__ == "__main__":
@@ -118,7 +119,6 @@ if __name__ == "__main__":
     trainer, final = train(given, args)
     keep(
         trainer,
-        watched=WATCHED,
         dataset=Path(given.train_file).stem,
         eval_split=Path(given.test_file).stem if given.split == "test" else given.split,
         base_model=given.model_name_or_path,

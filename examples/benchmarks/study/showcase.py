@@ -21,11 +21,13 @@ def keep(trainer: Any, **facts: Any) -> None:
     """Leave the model, what was logged and a model card in the output folder.
 
     Args:
-        trainer: a Trainer that has trained, and evaluated on all of its `eval_dataset`.
+        trainer: a Trainer that has trained, with evaluations on its `eval_dataset`, and was evaluated then on all of
+            the dataset of which that is a `Subset`.
         facts: of the card, besides the numbers of examples.
     """
     trainer.save_model()
     trainer.save_state()
-    facts |= {"train_examples": len(trainer.train_dataset), "eval_examples": len(trainer.eval_dataset)}
+    facts |= {"train_examples": len(trainer.train_dataset), "watched": len(trainer.eval_dataset)}
+    facts |= {"eval_examples": len(trainer.eval_dataset.dataset)}
     of_showcase("card.writing").write_model_card(trainer, of_showcase("card.facts").RunFacts(**facts))
     print(f"card: {Path(trainer.args.output_dir) / 'README.md'}")

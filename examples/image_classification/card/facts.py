@@ -19,7 +19,7 @@ class RunFacts:
         eval_split: the split evaluated on. Default: none was.
         train_examples: number of examples trained on. Default: not stated.
         eval_examples: number of examples evaluated on. Default: not stated.
-        watched: on about how many of these the evaluations during the training were. Default: on all.
+        watched: on how many of these the evaluations during the training were. Default: on all.
         left_out: numbers of images to train and to evaluate on that were left out, as they cannot be decoded. Default:
             not stated.
         base_model: the pretrained model that was started from. Default: trained from scratch.

@@ -185,8 +185,8 @@ def _results(trainer: Any, facts: RunFacts, final: Mapping[str, Any], plot: str 
         cells = [[format(row[key], spec) if key in row else "" for key, _, spec in columns] for row in shown]
         parts.append(table([heading for _, heading, _ in columns], cells))
         note = "Training loss, learning rate and p are those last logged by that step."
-        if facts.watched is not None:
-            note += f" The evaluations in this table are on some {facts.watched} of the {facts.examples}."
+        if facts.watched not in (None, facts.eval_examples) and any("eval_loss" in row for row in rows):
+            note += f" The evaluations in this table are on {facts.watched} of the {facts.examples}."
         if len(shown) < len(rows):
             note += f" {len(shown)} of {len(rows)} rows are shown; all are in `trainer_state.json`."
         parts.append(note)

@@ -32,7 +32,12 @@ class DataArguments:
     image_column_name: str | None = field(default=None, metadata={"help": "Default: the only column of images."})
     label_column_name: str | None = field(default=None, metadata={"help": "Default: the only column of labels."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many at most, at random."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on so many at most, at random."})
+    max_eval_samples: int | None = field(
+        default=None,
+        metadata={
+            "help": "Evaluate on so many at most, at random: of a stream, of its first --shuffle_buffer images."
+        },
+    )
     image_size: int | None = field(
         default=None,
         metadata={

@@ -34,7 +34,7 @@ class ModelArguments:
         """End the run with one line where a flag is only for a model from scratch, and this one is pretrained."""
         flags = {"model_type": self.model_type, "config_overrides": self.config_overrides, "image_size": image_size}
         for name, value in flags.items():
-            if self.model_name_or_path is not None and value is not None:
+            if self.model_name_or_path and value:
                 fail(f"--{name} {value} is for a model from scratch, and --model_name_or_path has one: leave one out")
 
     @property

@@ -193,7 +193,8 @@ def check_arguments(arguments: Arguments) -> None:
             guess, names = did_you_mean(name, INTEGRATION_TO_CALLBACK), ", ".join(INTEGRATION_TO_CALLBACK)
             fail(f"--report_to {name!r} is not known.{guess} It must be all, none, or of {names}")
     data_args.check()
-    arguments.model.check(data_args.image_size)
+    if training_args.do_train:  # a model is also evaluated by the recipe that it was trained by
+        arguments.model.check(data_args.image_size)
     check_paths(arguments)
     if training_args.do_train and data_args.validation_dir and not data_args.train_dir:
         fail("--do_train with --validation_dir also needs --train_dir")

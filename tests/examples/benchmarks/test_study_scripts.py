@@ -82,8 +82,9 @@ def test_the_character_model_is_not_trained_on_the_text_that_it_is_evaluated_on(
     flags, _ = trainer_cell.flags_of({**CELL, "split": split}, tasks.TASKS["shakespeare"], str(tmp_path / "out"))
     trainer, final = character_model.main(flags)
     assert trainer.train_dataset.starts.max() + character_model.CONTEXT < end
-    assert trainer.eval_dataset.starts[0] == end
-    assert trainer.eval_dataset.starts[-1] + character_model.CONTEXT < until
+    starts = trainer.eval_dataset.dataset.starts  # it is a Subset
+    assert starts[0] == end
+    assert starts[-1] + character_model.CONTEXT < until
     assert 0 < final["eval_loss"] < 10
     assert not any(parameter.any() for name, parameter in trainer.model.named_parameters() if name.endswith(".bias"))
 
@@ -127,7 +128,7 @@ def test_a_script_that_is_run_as_a_command_leaves_the_card_of_its_task(few_steps
     assert "trained from scratch on tinyshakespeare with LPSGDM" in card.text
     assert "of the split `validation`" in card.text
     assert f"**loss {loss:.4f}**" in card.text
-    assert "in this table are on some 256 of the pieces of 64 characters" in card.text
+    assert "in this table are on" not in card.text  # there are too few to leave any out
     assert "-m hf_lpsgd" in card.text
     assert "image" not in card.text
     assert (out / "model.safetensors").exists()

@@ -334,6 +334,7 @@ def test_earlier_checkpoints_are_neither_mixed_up_nor_deleted_unasked(forks, tmp
     assert (folder / "checkpoint-1").exists()
 
 
+OLD = ["--model_name_or_path", "x"]
 BAD_INPUT = {
     "neither --do_train nor --do_eval": ([], ["nothing to do", "--do_train", "--do_eval"]),
     "evaluation without a model": (["--do_eval"], ["--model_name_or_path"]),
@@ -355,10 +356,9 @@ BAD_INPUT = {
     "unknown architecture": (["--do_train", "--model_type", "vitt"], ["'vitt'", "resnet"]),
     "unknown config key": (["--do_train", "--config_overrides", "width=3"], ["width", "hidden_size"]),
     "impossible config": (["--do_train", "--config_overrides", "hidden_act=swoosh"], ["swoosh"]),
-    "size of a model that is there": (
-        ["--do_train", "--model_name_or_path", "x", "--image_size", "8"],
-        ["--image_size 8", "--model_name_or_path"],
-    ),
+    "size of a model": (["--do_train", *OLD, "--image_size", "8"], ["--image_size 8", "--model_name_or_path"]),
+    "type of a model": (["--do_train", *OLD, "--model_type", "vit"], ["--model_type vit", "--model_name_or_path"]),
+    "config of a model": (["--do_train", *OLD, "--config_overrides", "hidden_size=8"], ["--config_overrides hidden"]),
     "settings that contradict": (["--do_train", "--load_best_model_at_end", "--eval_strategy", "no"], ["best"]),
 }
 

@@ -84,6 +84,8 @@ BAD = {
     "--num_train_epochs 0": "--num_epochs must be at least 1, not 0",
     "--dataset_name pets --model_type vitt": "--model_type 'vitt' is no known architecture. Did you mean vit? Try "
     "vit, resnet or cifar_resnet",
+    "--model_name_or_path trained --image_size 8": "--image_size 8 is for a model from scratch, and "
+    "--model_name_or_path has one: leave one out",
     "--epochs 3": "unknown arguments: --epochs 3. Did you mean --num_epochs? --help lists all",
 }
 

@@ -1,6 +1,7 @@
 import math
 import re
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -106,6 +107,15 @@ def test_text_shows_the_rows_and_the_last_evaluation(trainer):
     assert "training_args.bin" in text
     assert "@article{xu2026beyond" in text
     assert "under way" not in text
+
+
+@pytest.mark.parametrize(
+    ("watched", "history", "is_told"),
+    [(291, HISTORY, True), (10_000, HISTORY, False), (None, HISTORY, False), (291, HISTORY[:2], False)],
+)
+def test_a_table_of_evaluations_on_fewer_examples_says_so(trainer, watched, history, is_told):
+    card = make_model_card(trainer((*history, END, FINAL)), replace(FACTS, watched=watched))
+    assert ("The evaluations in this table are on 291 of the images." in card.text) == is_told
 
 
 def test_best_model_is_named_where_it_was_loaded(trainer):

@@ -87,7 +87,7 @@ def test_some_images_of_a_stream_to_evaluate_on_are_of_all_classes_and_always_th
     from images.splits import choose_streams
 
     splits = datasets.IterableDatasetDict({"validation": sorted_rows(40).to_iterable_dataset()})
-    args = DataArguments(max_eval_samples=10, shuffle_buffer=40)
+    args = DataArguments(max_eval_samples=10, shuffle_buffer=30)
     _, stream = choose_streams(splits, args, "label", do_train=False, do_eval=True)
     first, second = ([row["row"] for row in stream] for _ in range(2))
     assert len(first) == 10

@@ -54,7 +54,7 @@ def test_other_classes_are_taken_by_their_numbers_with_a_warning(run_example, tr
 def test_the_models_own_classes_are_evaluated_without_a_word_and_other_classes_are_trained_on(
     run_example, trained, rows, tmp_path
 ):
-    result = evaluate(run_example, trained, tmp_path / "cat-dog")
+    result = evaluate(run_example, trained, tmp_path / "cat-dog", *TINY)  # as in the recipe that it was trained by
     assert result.status == 0, result.output
     assert "classes of" not in result.output
     flags = ["--do_train", "--max_steps", 1, "--per_device_train_batch_size", 4]
