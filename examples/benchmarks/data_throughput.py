@@ -161,6 +161,7 @@ def main() -> None:
             (Path(folder) / "data").mkdir()
             write_generated(Path(folder) / "data", args.generated_images)
             flags += ["--dataset_name", f"{folder}/data", "--cache_dir", f"{folder}/cache"]
+            flags += ["--eval_split_name", "train"]  # so that no images are held out
         for name, value in DEFAULTS.items():
             flags += [] if name in flags else [name, value]
         flags += ["--do_train", "--max_steps", str(args.steps + args.warmup + 1), "--save_strategy", "no"]

@@ -28,7 +28,7 @@ def steps(result):
 
 
 def test_a_last_batch_of_one_image_is_left_out_and_that_is_said(run_example, seventeen):
-    result = run_example(*TRAIN, 8, "--train_dir", seventeen)
+    result = run_example(*TRAIN, 8, "--train_dir", seventeen, "--validation_dir", seventeen)
     assert steps(result) == 2
     (line,) = [line for line in result.output.splitlines() if line.startswith("warning: the last batch of each epoch")]
     assert "of one image, is left out" in line
