@@ -276,7 +276,8 @@ def test_file_of_16_bits_is_named_even_where_the_dataset_would_convert_it(run_ex
         (tmp_path / "images" / name).mkdir(parents=True)
         for number in range(2):
             (tmp_path / "images" / name / f"{number}.png").write_bytes(deep("I;16", "PNG")["bytes"])
-    assert ".png) has the mode I;16" in run_example(*TRAIN, "--train_dir", tmp_path / "images").answer
+    folders = ["--train_dir", tmp_path / "images", "--validation_dir", tmp_path / "images"]
+    assert "cat/0.png) has the mode I;16" in run_example(*TRAIN, *folders).answer
     features = datasets.Features({"image": datasets.Image(mode="RGB"), "label": datasets.ClassLabel(2)})
     rows = {"image": [deep("I;16", "PNG")] * 8, "label": [0, 1] * 4}
     (tmp_path / "rows").mkdir()
