@@ -112,7 +112,7 @@ def check_together(group: dict[str, Any], where: str = "") -> None:
     if group.get("momentum_dtype") == "float8" and (group["grad_rms"] is None or group["rounding"] == "nearest"):
         raise ValueError(
             f"Invalid momentum_dtype{where}: float8. It counts in the size of the gradient, and is rounded at random: "
-            "add grad_rms='auto' or a number, and rounding='stochastic', or use momentum_dtype='bfloat16'."
+            "set rounding to stochastic and grad_rms to auto or a number, or momentum_dtype to bfloat16."
         )
 
 

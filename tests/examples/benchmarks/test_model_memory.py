@@ -89,7 +89,7 @@ def test_it_is_what_the_optimizer_takes(tmp_path, run):
         (["nowhere"], "there is no folder or file 'nowhere' here"),
         ([".", "--optim", "adam"], "invalid choice: 'adam'"),
         ([".", "--optim", "lpsgdm", "--optim_args", "foo=1"], "'foo=1' has no known key"),
-        ([".", "--optim", "lpsgdm", "--optim_args", "momentum_dtype=float8"], "add grad_rms='auto'"),
+        ([".", "--optim", "lpsgdm", "--optim_args", "momentum_dtype=float8"], "set rounding to stochastic"),
         ([".", "--optim_args", "p_max=6"], "--optim_args needs --optim"),
     ],
 )
