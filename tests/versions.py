@@ -24,4 +24,3 @@ resumes_processes_on_a_cpu = needs("transformers", "5.18", "resumes no run of se
 repeats_the_studies = needs("transformers", "5.18", "trains the studies' models otherwise than their records")
 knows_fsdp2 = needs("accelerate", "1.6", "has no FSDP2")
 runs_fsdp2_on_a_cpu = needs("torch", "2.7", "cannot train with FSDP2 on a CPU")
-compiles_around_a_named_tuple = needs("torch", "2.7", "cannot compile a step that is left for Python in its midst")

@@ -202,7 +202,10 @@ def main() -> None:
     parser.add_argument("--no_test", action="store_true", help="only choose the rates; run again for the tests")
     parser.add_argument("--output_dir", type=Path, help="default: results/NAME beside this script")
     args = parser.parse_args()
-    study = yaml.safe_load(args.study.read_text(encoding="utf-8"))
+    try:
+        study = yaml.safe_load(args.study.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        parser.error(f"cannot read {args.study}: {' '.join(str(error).split())}")
     wrong = [task for task in (*study["tasks"], *args.only) if task not in TASKS]
     if wrong:
         parser.error(f"unknown task {wrong[0]!r}; the tasks are {', '.join(TASKS)}")

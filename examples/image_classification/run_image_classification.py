@@ -39,6 +39,11 @@ from transformers import AutoImageProcessor, TrainingArguments, set_seed
 class ImageTrainer(ExactTrainer, CardTrainer, LastBatchTrainer):
     """A Trainer that resumes exactly, writes and pushes a model card of its own, and evaluates on every image."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Some models, as resnet, take the number of labels that are accumulated, and do not divide the loss by it.
+        self.model_accepts_loss_kwargs = False
+
 
 def make_trainer(
     model: Any,

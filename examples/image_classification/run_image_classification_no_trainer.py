@@ -28,7 +28,7 @@ from images.inputs import ImageDataset
 from images.prepare import choose_augmentation, chosen_lines, for_model, leave_out_bad, load_images
 from models.arguments import ModelArguments
 from models.loading import load_model
-from run.arguments import parse
+from run.arguments import check_at_least, parse
 from run.last_batch import is_left_out
 from run.output_paths import check_cache_folder, check_output_folder
 from run.settings import settle
@@ -101,10 +101,9 @@ class LoopArguments:
         return None if self.checkpointing_steps in (None, "epoch") else int(str(self.checkpointing_steps))
 
     def check(self) -> None:
-        for name in ("num_epochs", "max_train_steps", "batch_size", "eval_batch_size", "gradient_accumulation_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                fail(f"--{name} must be at least 1, not {value}")
+        sizes = ("batch_size", "eval_batch_size", "gradient_accumulation_steps")
+        check_at_least(self, 1, "num_epochs", "max_train_steps", *sizes)
+        check_at_least(self, 0, "seed", "dataloader_num_workers", "max_grad_norm")
         every, folder = self.checkpointing_steps, self.resume_from_checkpoint
         if every not in (None, "epoch") and not (str(every).isdecimal() and int(str(every)) > 0):
             fail(f"--checkpointing_steps {every!r} is neither 'epoch' nor a whole number of at least 1")
@@ -112,7 +111,7 @@ class LoopArguments:
             Path(folder).name.startswith(UNFINISHED) or not (Path(folder) / "custom_checkpoint_0.pkl").is_file()
         ):
             fail(f"--resume_from_checkpoint '{folder}' is no folder that a save by --checkpointing_steps completed")
-        if self.num_warmup_steps < 0 or (self.num_warmup_steps >= 1 and self.num_warmup_steps % 1):
+        if not (self.num_warmup_steps >= 0 and (self.num_warmup_steps < 1 or self.num_warmup_steps % 1 == 0)):
             fail(f"--num_warmup_steps {self.num_warmup_steps} is neither a number of steps nor a share of them")
         if self.p_schedule not in P_SCHEDULES:
             guess = did_you_mean(self.p_schedule, P_SCHEDULES)
@@ -255,7 +254,11 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: LoopArgumen
     progress, output_dir = Progress(), Path(args.output_dir)
     accelerator.register_for_checkpointing(progress)
     if args.resume_from_checkpoint:
-        accelerator.load_state(args.resume_from_checkpoint)
+        try:
+            accelerator.load_state(args.resume_from_checkpoint)
+        except RuntimeError as error:
+            why = str(error).strip().splitlines()[-1].strip()
+            fail(f"--resume_from_checkpoint '{args.resume_from_checkpoint}' does not fit this model: {why}")
     if args.with_tracking:
         config = {name: value for name, value in asdict(args).items() if isinstance(value, (int, float, str))}
         accelerator.init_trackers("logs", config)

@@ -116,21 +116,25 @@ class LpOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._update()
+        return loss
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # which would keep numbers that change at each step
+    def _update(self) -> None:
         if self.backward_step is not None and not self.backward_step.remove_if_over():
             self.backward_step.finish()
-            return loss
+            return
         calls = calls_with_gradients(self.param_groups, type(self).__name__)
         if self.only_makes_state(calls):
-            return loss
+            return
         update = self.begin_update()
         for call in calls:
             update.apply(call)
         update.end()
-        return loss
 
     def only_makes_state(self, calls: Sequence[Call]) -> bool:
         """Say whether a step is no update; then make the state, and nothing else."""
-        is_none = not torch.compiler.is_compiling() and is_no_update(self.param_groups, calls, self.partitions)
+        is_none = is_no_update(self.param_groups, calls, self.partitions)
         for call in calls if is_none else ():
             self.buffers(call.group, call.params)
         return is_none

@@ -37,6 +37,7 @@ def lpsgdm(
     _update(params, grads, momentum_buffers, **options)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 @torch.no_grad()
 def _update(params: Any, grads: Any, buffers: Any, foreach: Any = None, fused: Any = None, **options: Any) -> None:
     update(Tensors(params, grads, buffers, range(len(params))), hyperparameters(**options), foreach, fused)

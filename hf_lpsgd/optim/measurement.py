@@ -12,8 +12,6 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
-
 AUTO = "auto"
 FEWEST_UPDATES = 20  # that are measured; more where the warm-up is longer
 
@@ -62,11 +60,6 @@ class Measurement:
         measuring = list(filter(is_measuring, groups))
         if not measuring:
             return False
-        if torch.compiler.is_compiling():
-            raise ValueError(
-                "grad_rms='auto' reads what it measures at each step, which torch.compile does not. Make the step "
-                "outside of it until it is frozen, or give grad_rms a number."
-            )
         if is_new and self._record[3]:
             self._record = [*_finished(*self._record), 0.0, 0]
             if self._record[1] >= FEWEST_UPDATES and is_past_warmup:

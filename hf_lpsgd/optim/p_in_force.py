@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import torch
-
 from ..notices import warn_once, warn_user
 from .options import P_FOLLOWS
 
@@ -46,7 +44,7 @@ class Untied:
         """Return p_max, or less where p follows a learning rate that has fallen."""
         p_max = float(group["p_max"])
         if group.get(P_FOLLOWS.name) is None:
-            if not torch.compiler.is_compiling() and isinstance(group["lr"], float) and p_max > 2.0:
+            if isinstance(group["lr"], float) and p_max > 2.0:
                 largest, p_max_then = self._rates.setdefault(index, (group["lr"], p_max))
                 if group["lr"] >= largest:
                     self._rates[index] = (group["lr"], p_max)

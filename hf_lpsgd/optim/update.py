@@ -145,9 +145,9 @@ class Update:
 
 def _key(group: dict[str, Any]) -> Key:
     """Return the random numbers of the group's next update."""
-    if torch.compiler.is_compiling() or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         raise ValueError(
-            "rounding='stochastic' needs new random numbers at each step, which torch.compile and CUDA graphs do not "
-            "draw. Make the step outside of them, or use rounding='nearest'."
+            "rounding='stochastic' needs new random numbers at each step, which a CUDA graph does not draw. Make the "
+            "step outside of it, or use rounding='nearest'."
         )
     return key_of_step(group["rounding_seed"], group.get(ROUNDED_STEPS, 0))

@@ -208,7 +208,9 @@ def test_a_gradient_that_is_no_number_does_what_it_does_with_other_dtypes(bad, n
 @pytest.mark.parametrize("given", ["float8", torch.float8_e5m2])
 def test_it_is_refused_without_the_size_of_the_gradient_and_without_random_rounding(given):
     for lacking in ({"grad_rms": "auto"}, {"rounding": "stochastic"}):
-        with pytest.raises(ValueError, match=r"^Invalid momentum_dtype: float8\. .*set rounding to stochastic and grad_rms to auto") as error:
+        with pytest.raises(
+            ValueError, match=r"^Invalid momentum_dtype: float8\. .*set rounding to stochastic and grad_rms to auto"
+        ) as error:
             LPSGDM([torch.ones(3)], momentum_dtype=given, **lacking)
         assert "\n" not in str(error.value)
     params, optimizer = make(momentum_dtype=given)

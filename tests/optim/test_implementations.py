@@ -124,6 +124,33 @@ def test_the_default_on_the_cpu_is_the_fused_kernel_chosen_at_each_step(cls, imp
 
 
 @EACH_OPTIMIZER
+@pytest.mark.parametrize("options", [{}, {"p_max": 2}, {"grad_rms": "auto"}, {"rounding": "stochastic"}])
+@pytest.mark.parametrize("foreach", [None, False])
+def test_torch_compile_leaves_a_step_as_it_is_at_every_new_learning_rate(cls, options, foreach):
+    torch.compiler.reset()  # what was compiled before a rate changed too often is not compiled again
+    params = [torch.ones(70, dtype=torch.bfloat16 if "rounding" in options else torch.float32) for _ in range(2)]
+    optimizers = [cls([param], lr=0.1, weight_decay=0.1, foreach=foreach, **options) for param in params]
+    steps = [torch.compile(optimizers[0].step), optimizers[1].step]
+    for number in range(6):
+        for param, optimizer, step in zip(params, optimizers, steps, strict=True):
+            optimizer.param_groups[0]["lr"] = 0.1 * 0.8**number
+            param.grad = torch.linspace(-1, 1, 70, dtype=param.dtype)
+            step()
+        assert torch.equal(*params)
+
+
+def test_torch_compile_leaves_the_functional_step_as_it_is_at_every_new_learning_rate():
+    torch.compiler.reset()
+    step, expected = torch.compile(functional.lpsgd), torch.ones(5)
+    param, grad = torch.ones(5), torch.linspace(-1, 1, 5)
+    for number in range(6):
+        lr = 0.1 * 0.8**number
+        step([param], [grad], lr=lr, p=2.0, eps=1e-8, weight_decay=0.1, foreach=False)
+        expected.mul_(1 - lr * 0.1).sub_(grad, alpha=lr)
+        torch.testing.assert_close(param, expected)
+
+
+@EACH_OPTIMIZER
 @pytest.mark.parametrize("options", [{"foreach": False}, {"foreach": True}, {"fused": False}])
 def test_the_fused_kernel_is_not_used_where_another_is_asked_for(cls, options, kernel_calls):
     param = torch.ones(5, requires_grad=True)

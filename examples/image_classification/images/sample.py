@@ -26,17 +26,20 @@ class Sample:
     Attributes:
         sides: the shorter side of each, in pixels, in order.
         grey: how many of them are grey, be it in three like channels.
+        transparent: how many are transparent somewhere, where a model sees the colour that lies below.
         drawn: of how many, in words.
     """
 
     sides: list[int]
     grey: int
     drawn: str = "images"
+    transparent: int = 0
 
     @classmethod
     def of(cls, images: Iterable[Image.Image], drawn: str = "images") -> "Sample":
-        seen = [(min(image.size), is_grey(image)) for image in images]
-        return cls(sorted(side for side, _ in seen), sum(grey for _, grey in seen), drawn)
+        seen = [(min(image.size), is_grey(image), is_transparent(image)) for image in images]
+        sides, grey, transparent = zip(*seen, strict=True) if seen else ((), (), ())
+        return cls(sorted(sides), sum(grey), drawn, sum(transparent))
 
     @property
     def side(self) -> int:
@@ -55,6 +58,8 @@ class Sample:
         low, high = self.sides[0], self.sides[-1]
         sides = f"sides of {low}" if low == high else f"shorter sides of {low} to {high}, median {self.side}"
         colours = {0: "none grey", len(self.sides): "all grey"}.get(self.grey, f"{self.grey} grey")
+        if self.transparent:
+            colours += f", {self.transparent} transparent in parts, where the colour below is used"
         return f"looked at {len(self.sides)} {self.drawn}: {sides}, {colours}"
 
 
@@ -64,6 +69,10 @@ UNSEEN = Sample([], 0)
 def is_grey(image: Image.Image) -> bool:
     red, green, blue = (channel.tobytes() for channel in image.convert("RGB").split())
     return red == green == blue
+
+
+def is_transparent(image: Image.Image) -> bool:
+    return image.convert("RGBA").getchannel("A").getextrema()[0] < 255
 
 
 def look_at(data: datasets.Dataset | datasets.IterableDataset, column: str) -> Sample:

@@ -65,6 +65,8 @@ def from_scratch(
         guess = did_you_mean(unknown[0], (*known, *changes))
         fail(f"--config_overrides: {kind} has no {', '.join(unknown)}.{guess} It has {', '.join(known)}")
     size = overrides.get("image_size", changes["image_size"])
+    if not isinstance(size, int) or size < 1:
+        fail(f"--config_overrides image_size={size}: it must be a whole number of at least 1, the side of a square")
     if size < 128 and isinstance(known.get("patch_size"), int) and "patch_size" not in overrides:
         # The default of 16 is meant for 224 pixels.
         if data_args.image_size is None and "image_size" not in overrides:

@@ -159,6 +159,14 @@ def parse(
     return objects
 
 
+def check_at_least(arguments: Any, low: int, *names: str) -> None:
+    """End the run with one line where one of the arguments `names` is below `low`; None is left alone."""
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and not value >= low:  # as NaN is not
+            fail(f"--{name} must be at least {low}, not {value}")
+
+
 def guess_recipe(file: str) -> str:
     """Which file beside `file` may have been meant."""
     folder = Path(file).parent
@@ -192,6 +200,12 @@ def check_arguments(arguments: Arguments) -> None:
         if name not in INTEGRATION_TO_CALLBACK:
             guess, names = did_you_mean(name, INTEGRATION_TO_CALLBACK), ", ".join(INTEGRATION_TO_CALLBACK)
             fail(f"--report_to {name!r} is not known.{guess} It must be all, none, or of {names}")
+    batches = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+    check_at_least(training_args, 1, *batches)
+    check_at_least(training_args, 0, "seed", "dataloader_num_workers")
+    decay = training_args.lr_scheduler_kwargs or {}
+    if training_args.lr_scheduler_type == "warmup_stable_decay" and "num_decay_steps" not in decay:
+        fail("--lr_scheduler_type warmup_stable_decay also needs --lr_scheduler_kwargs '{\"num_decay_steps\": 100}'")
     data_args.check()
     if training_args.do_train:  # a model is also evaluated by the recipe that it was trained by
         arguments.model.check(data_args.image_size)

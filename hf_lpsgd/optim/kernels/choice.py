@@ -60,7 +60,7 @@ def update(tensors: Tensors, hyper: Hyperparameters, foreach: bool | None, fused
     if fused:
         for device in {param.device for param in tensors.params}:
             check_fused(device, at_step=True)
-    may_fuse = (fused or (fused is None and foreach is None)) and not torch.compiler.is_compiling()
+    may_fuse = fused or (fused is None and foreach is None)
     for same in _by_kind(tensors) if tensors.params else ():
         device = same.params[0].device
         if FLOAT8 in same.dtypes and hyper.rounding is None:

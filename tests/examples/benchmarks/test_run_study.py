@@ -102,6 +102,19 @@ def test_an_unknown_name_is_told_in_one_line(tasks, contender, message, run, cap
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("text", "message"), [(None, "No such file"), ("tasks: [", "while parsing")])
+def test_a_study_that_cannot_be_read_is_told_in_one_line(text, message, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "study.yaml"
+    if text is not None:
+        path.write_text(text)
+    monkeypatch.setattr("sys.argv", ["run_study.py", str(path)])
+    with pytest.raises(SystemExit):
+        run_study.main()
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert f"cannot read {path}" in line
+    assert message in line
+
+
 @pytest.mark.parametrize(
     ("asked", "trained"), [([], "AdamW LPSGDM Lion"), (["LPSGDM"], "AdamW LPSGDM"), (["Lion"], "Lion")]
 )

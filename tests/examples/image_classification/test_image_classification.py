@@ -355,6 +355,17 @@ BAD_INPUT = {
     "unknown augmentation": (["--do_train", "--augmentation", "blur"], ["'blur'", "shift_flip"]),
     "unknown architecture": (["--do_train", "--model_type", "vitt"], ["'vitt'", "resnet"]),
     "unknown config key": (["--do_train", "--config_overrides", "width=3"], ["width", "hidden_size"]),
+    "side that is no number": (["--do_train", "--config_overrides", "image_size=big"], ["image_size=big", "whole"]),
+    "no images in a batch": (
+        ["--do_train", "--per_device_train_batch_size", "0"],
+        ["_train_batch_size", "at least 1"],
+    ),
+    "no batches": (["--do_train", "--gradient_accumulation_steps", "0"], ["accumulation_steps", "at least 1, not 0"]),
+    "seed below 0": (["--do_train", "--seed", "-1"], ["--seed", "at least 0, not -1"]),
+    "schedule without its length": (
+        ["--do_train", "--lr_scheduler_type", "warmup_stable_decay"],
+        ["--lr_scheduler_kwargs", "num_decay_steps"],
+    ),
     "impossible config": (["--do_train", "--config_overrides", "hidden_act=swoosh"], ["swoosh"]),
     "size of a model": (["--do_train", *OLD, "--image_size", "8"], ["--image_size 8", "--model_name_or_path"]),
     "type of a model": (["--do_train", *OLD, "--model_type", "vit"], ["--model_type vit", "--model_name_or_path"]),
@@ -374,6 +385,20 @@ def test_bad_input_is_answered_in_one_line(forks, tmp_path, case):
     assert answers[0].startswith("run_image_classification.py: error: ")
     assert all(word in answers[0] for word in words), answers[0]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["resnet", "vit"])
+def test_loss_of_accumulated_batches_is_that_of_one_batch(run_example, kind):
+    small = {"resnet": "embedding_size=8,depths=[1],hidden_sizes=[8]", "vit": TINY[-1]}[kind]
+    flags = ["--do_train", "--model_type", kind, "--config_overrides", small, "--augmentation", "none"]
+    flags += ["--max_steps", 1, "--logging_steps", 1, "--eval_strategy", "no", "--max_train_samples", 64]
+    losses = []
+    for batch, steps in ((64, 1), (16, 4)):
+        sizes = ["--per_device_train_batch_size", batch, "--gradient_accumulation_steps", steps]
+        run = run_example(*flags, *sizes)
+        assert run.status == 0, run.output
+        losses.append(json.loads((run.folder / "trainer_state.json").read_text())["log_history"][0]["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.2)  # batch norm sees smaller batches
 
 
 def test_script_runs_as_a_program_and_needs_nothing_from_the_test_harness(tmp_path):

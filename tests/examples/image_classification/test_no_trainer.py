@@ -70,6 +70,9 @@ BAD = {
     "--lr much": "argument --lr/--learning_rate: invalid float value: 'much'",
     "--batch_size 0": "--batch_size must be at least 1, not 0",
     "--checkpointing_steps 0": "--checkpointing_steps '0' is neither 'epoch' nor a whole number of at least 1",
+    "--seed -1": "--seed must be at least 0, not -1",
+    "--max_grad_norm nan": "--max_grad_norm must be at least 0, not nan",
+    "--num_warmup_steps nan": "--num_warmup_steps nan is neither a number of steps nor a share of them",
     "--num_warmup_steps 1.5": "--num_warmup_steps 1.5 is neither a number of steps nor a share of them",
     "--resume_from_checkpoint nowhere": "--resume_from_checkpoint 'nowhere' is no folder that a save by "
     "--checkpointing_steps completed",
@@ -129,7 +132,14 @@ def one(forks, tmp_path_factory, odd_photos):
         data = datasets.Dataset.from_dict(rows, features=features)
         data.to_parquet(folder / f"unused_labels/{split}-00000-of-00001.parquet")
     alone = ["--cpu", *PETS, "--batch_size", "1", *RESNET]
-    runs = {**ONE, "cut": SAVED, "one at a time": alone, **{name: ["--cpu", *name.split()] for name in BAD}}
+    other = [*SHORT, "--resume_from_checkpoint", "saved/step_3", *TINY]
+    runs = {
+        **ONE,
+        "cut": SAVED,
+        "one at a time": alone,
+        "another model": other,
+        **{name: ["--cpu", *name.split()] for name in BAD},
+    }
     requests = requests_for(runs, folder, odd_photos)
     run = forks.run(WORKER, SCRIPT, requests, "results", cwd=folder)
     assert run.status == 0, run.output
@@ -324,6 +334,13 @@ def test_batches_of_one_image_are_refused_before_training(one):
     (line,) = result["output"].splitlines()
     assert "this model cannot be trained on one image at a time: " in line
     assert line.endswith("Pass --batch_size 2 or more")
+
+
+def test_a_state_of_another_model_is_refused_in_one_line(one):
+    result = one[1]["another model"]
+    assert result["status"] == 2
+    line = result["output"].splitlines()[-1]
+    assert "error: --resume_from_checkpoint 'saved/step_3' does not fit this model: size mismatch for " in line
 
 
 def test_labels_of_a_split_that_is_not_used_do_not_matter(one):

@@ -74,6 +74,18 @@ def test_grey_is_what_looks_grey_in_whatever_mode(example, mode):
     assert is_grey(Image.new("RGB", (4, 4), (200, 30, 90)).convert(mode)) == (mode in ("1", "L", "LA"))
 
 
+def test_images_that_are_transparent_in_parts_are_counted_and_their_colours_are_said_to_be_used(example):
+    from images.sample import Sample
+
+    opaque, holed = Image.new("RGBA", (4, 4), (9, 9, 9, 255)), Image.new("RGBA", (4, 4), (9, 9, 9, 255))
+    holed.putpixel((1, 2), (0, 0, 0, 3))
+    by_index = Image.new("P", (4, 4), 7)
+    by_index.info["transparency"] = 7
+    images = [opaque, holed, by_index, Image.new("L", (4, 4))]
+    assert str(Sample.of(images)).endswith(", 2 transparent in parts, where the colour below is used")
+    assert "transparent" not in str(Sample.of([opaque, images[-1]]))
+
+
 def test_images_smaller_and_larger_than_any_other_are_no_reason_to_stop(run_example, tmp_path):
     kinds = {"rgb": (1, 1), "p": (16, 16), "rgba": (16, 18), "la": (1500, 2), "cmyk": (16, 16), "1": (16, 20)}
     for name, colour in (("a", 40), ("b", 200)):
