@@ -128,12 +128,12 @@ def read_entries(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_cells(path: Path) -> list[dict[str, Any]]:
-    """The finished cells in a file of JSON lines, each with the device of its run."""
-    cells, device = [], None
+    """The finished cells in a file of JSON lines, each with the device and the commit of its run."""
+    cells, run = [], dict[str, Any]()
     for entry in read_entries(path):
-        device = entry.get("run", {}).get("device", device)
+        run = entry.get("run", run)
         if "task" in entry:
-            cells.append({**entry, "device": device})
+            cells.append({**entry, "device": run.get("device"), "commit": run.get("commit")})
     return cells
 
 

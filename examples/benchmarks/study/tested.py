@@ -28,7 +28,8 @@ class Tested:
             lambda: defaultdict(lambda: defaultdict(list))
         )
         self._choice: dict[tuple[str, str, float], Cells] = defaultdict(list)
-        self._times: dict[str, dict[str, dict[str, list[float]]]] = defaultdict(
+        # Two machines can have one name; trainings on one machine are mostly of one commit.
+        self._times: dict[str, dict[tuple[str, str], dict[str, list[float]]]] = defaultdict(
             lambda: defaultdict(lambda: defaultdict(list))
         )
         for cell in cells:
@@ -39,7 +40,7 @@ class Tested:
                 self.validation[task][title][cell["rate"]].append(TASKS[task].value(cell))
                 self._choice[task, title, cell["rate"]].append(cell)
             if "own_ms_per_step" in cell:
-                self._times[task][cell["device"]][title].append(cell["own_ms_per_step"])
+                self._times[task][cell["device"], cell["commit"]][title].append(cell["own_ms_per_step"])
         self.tasks = [task for task in TASKS if any(cell["task"] == task for cell in cells)]
         self.titles = list(dict.fromkeys(cell["title"] for cell in cells))
         self._steps: dict[str, float] = defaultdict(float)  # of a whole training: a run that diverged has fewer
@@ -84,15 +85,15 @@ class Tested:
         return mean(found)
 
     def times(self, task: str) -> tuple[str, dict[str, float]]:
-        """The device on which AdamW and most others were trained, and the least time of a step there, by title."""
+        """A device on which AdamW and most others were trained, and the least time of a step there, by title."""
 
-        def worth(device: str) -> tuple[bool, int, int]:
-            times = self._times[task][device]
+        def worth(where: tuple[str, str]) -> tuple[bool, int, int]:
+            times = self._times[task][where]
             return "AdamW" in times, len(times), sum(map(len, times.values()))
 
-        device = max(self._times[task], key=worth, default="")
-        times = self._times[task][device] if device else {}
-        return device, {title: min(found) for title, found in times.items()}  # other load only adds to a time
+        where = max(self._times[task], key=worth, default=("", ""))
+        # Other load only adds to a time.
+        return where[0], {title: min(found) for title, found in self._times[task][where].items()}
 
     def trainings(self, task: str, titles: list[str]) -> dict[str, Cells]:
         """Those at the best rate that have a curve: the tests, or before all are there the choice of the rate."""
@@ -181,7 +182,7 @@ def _table_of_task(tested: Tested, task: str) -> list[str]:
     lower = "Lower is better. " if TASKS[task].lower_is_better else ""
     of_time = (
         " The time is that of this process alone for a whole step of the Trainer on one core: the median of a "
-        f"training, and of all trainings of an optimizer on one device ({device}) the least."
+        f"training, and of all trainings of an optimizer on one device ({device}), by one commit, the least."
     )
     return [
         f"## {task}, on the test data",

@@ -72,7 +72,7 @@ def is_grey(image: Image.Image) -> bool:
 
 
 def is_transparent(image: Image.Image) -> bool:
-    return image.convert("RGBA").getchannel("A").getextrema()[0] < 255
+    return bool(np.asarray(image.convert("RGBA"))[..., 3].min() < 255)
 
 
 def look_at(data: datasets.Dataset | datasets.IterableDataset, column: str) -> Sample:
