@@ -28,6 +28,7 @@ from images.decoding import BadData
 from images.labels import composed
 from images.prepare import Images, choose_augmentation, chosen_lines, for_model, leave_out_bad, load_images
 from models.loading import load_exactly, load_model
+from models.trial import divides_by_labels
 from run.arguments import Arguments, check_arguments, parse_arguments
 from run.hub import CardTrainer, check_push, keep_token_out_of_files
 from run.last_batch import LastBatchTrainer, is_left_out
@@ -41,8 +42,8 @@ class ImageTrainer(ExactTrainer, CardTrainer, LastBatchTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Some models, as resnet, take the number of labels that are accumulated, and do not divide the loss by it.
-        self.model_accepts_loss_kwargs = False
+        if self.model_accepts_loss_kwargs and self.args.gradient_accumulation_steps > 1:
+            self.model_accepts_loss_kwargs = divides_by_labels(self.model, self.processing_class)
 
 
 def make_trainer(

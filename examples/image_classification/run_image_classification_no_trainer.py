@@ -256,9 +256,9 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: LoopArgumen
     if args.resume_from_checkpoint:
         try:
             accelerator.load_state(args.resume_from_checkpoint)
-        except RuntimeError as error:
-            why = str(error).strip().splitlines()[-1].strip()
-            fail(f"--resume_from_checkpoint '{args.resume_from_checkpoint}' does not fit this model: {why}")
+        except Exception as error:  # of as many kinds as there are files in it
+            why = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+            fail(f"--resume_from_checkpoint '{args.resume_from_checkpoint}' cannot be loaded into this model: {why}")
     if args.with_tracking:
         config = {name: value for name, value in asdict(args).items() if isinstance(value, (int, float, str))}
         accelerator.init_trackers("logs", config)

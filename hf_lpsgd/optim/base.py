@@ -12,7 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 from ..notices import warn_user
 from . import checkpoint
-from .kernels.choice import check_fused, update
+from .kernels.choice import check_fused, uncompiled, update
 from .kernels.hyperparameters import Hyperparameters
 from .kernels.tensors import Tensors
 from .measurement import Measurement, is_measuring
@@ -119,7 +119,7 @@ class LpOptimizer(Optimizer):
         self._update()
         return loss
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # which would keep numbers that change at each step
+    @uncompiled  # type: ignore[untyped-decorator]  # torch.compile would keep numbers that change at each step
     def _update(self) -> None:
         if self.backward_step is not None and not self.backward_step.remove_if_over():
             self.backward_step.finish()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernels.choice import update
+from .kernels.choice import uncompiled, update
 from .kernels.hyperparameters import hyperparameters
 from .kernels.tensors import Tensors
 
@@ -37,7 +37,7 @@ def lpsgdm(
     _update(params, grads, momentum_buffers, **options)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@uncompiled  # type: ignore[untyped-decorator]
 @torch.no_grad()
 def _update(params: Any, grads: Any, buffers: Any, foreach: Any = None, fused: Any = None, **options: Any) -> None:
     update(Tensors(params, grads, buffers, range(len(params))), hyperparameters(**options), foreach, fused)

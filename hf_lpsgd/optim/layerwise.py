@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, distributed
 
 from .base import LpOptimizer
+from .kernels.choice import uncompiled
 from .update import Call, Update, calls_with_gradients, check_gradients
 
 _attached: WeakSet[StepInBackward] = WeakSet()
@@ -110,6 +111,7 @@ class StepInBackward(AbstractContextManager["StepInBackward"]):
         """Forget the update that has begun: another state was loaded, or an exception has ended the training."""
         self._update = None
 
+    @uncompiled  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def _update_in_backward(self, param: Tensor) -> None:
         if self.training is not None and not self.training.is_stepping():

@@ -86,14 +86,10 @@ class Tested:
 
     def times(self, task: str) -> tuple[str, dict[str, float]]:
         """A device on which AdamW and most others were trained, and the least time of a step there, by title."""
-
-        def worth(where: tuple[str, str]) -> tuple[bool, int, int]:
-            times = self._times[task][where]
-            return "AdamW" in times, len(times), sum(map(len, times.values()))
-
-        where = max(self._times[task], key=worth, default=("", ""))
+        of_task = self._times[task]
+        where = max(of_task, key=lambda key: ("AdamW" in of_task[key], len(of_task[key])), default=("", ""))
         # Other load only adds to a time.
-        return where[0], {title: min(found) for title, found in self._times[task][where].items()}
+        return where[0], {title: min(found) for title, found in of_task[where].items()}
 
     def trainings(self, task: str, titles: list[str]) -> dict[str, Cells]:
         """Those at the best rate that have a curve: the tests, or before all are there the choice of the rate."""

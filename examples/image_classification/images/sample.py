@@ -72,7 +72,8 @@ def is_grey(image: Image.Image) -> bool:
 
 
 def is_transparent(image: Image.Image) -> bool:
-    return bool(np.asarray(image.convert("RGBA"))[..., 3].min() < 255)
+    has_alpha = "A" in image.mode.upper().removeprefix("LAB") or "transparency" in image.info
+    return has_alpha and bool(np.asarray(image.convert("RGBA"))[..., 3].min() < 255)
 
 
 def look_at(data: datasets.Dataset | datasets.IterableDataset, column: str) -> Sample:

@@ -1,4 +1,4 @@
-"""Whether a model can be trained on the batches that it will be given, found out before training."""
+"""What a model does with batches, found out before training."""
 
 from typing import Any
 
@@ -25,3 +25,23 @@ def why_not_trained_on(count: int, model: Any, processor: Any) -> str | None:
     except Exception:  # of the many kinds that code raises which needs values
         return None
     return None
+
+
+@torch.no_grad()
+def divides_by_labels(model: Any, processor: Any) -> bool:
+    """Whether `model` divides its loss by the number of labels that it is told of, as of several batches.
+
+    Some, as resnet, take the number and do not.
+    """
+    views, was_training = Views(processor, "RGB", "none"), model.training
+    if views.height is None or views.width is None:
+        return True
+    pixels = torch.zeros(1, getattr(model.config, "num_channels", 3), views.height, views.width, dtype=model.dtype)
+    batch = {"pixel_values": pixels.to(model.device), "labels": torch.zeros(1, dtype=torch.long, device=model.device)}
+    try:
+        one, two = (float(model.eval()(**batch, num_items_in_batch=number).loss) for number in (1, 2))
+    except RuntimeError:  # of weights that ZeRO-3 has divided
+        return True
+    finally:
+        model.train(was_training)
+    return two < 0.75 * one

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+import torch
 import yaml
 from errors.fail import fail, refused_in_one_line
 from errors.nearest import did_you_mean, listed, nearest
 from images.arguments import DataArguments
 from models.arguments import ModelArguments
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser, TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from hf_lpsgd.processes import check_processes
@@ -202,13 +203,11 @@ def check_arguments(arguments: Arguments) -> None:
             fail(f"--report_to {name!r} is not known.{guess} It must be all, none, or of {names}")
     batches = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
     check_at_least(training_args, 1, *batches)
-    check_at_least(training_args, 0, "seed", "dataloader_num_workers")
-    decay = training_args.lr_scheduler_kwargs or {}
-    if training_args.lr_scheduler_type == "warmup_stable_decay" and "num_decay_steps" not in decay:
-        fail("--lr_scheduler_type warmup_stable_decay also needs --lr_scheduler_kwargs '{\"num_decay_steps\": 100}'")
+    check_at_least(training_args, 0, "seed", "dataloader_num_workers", "max_grad_norm")
     data_args.check()
     if training_args.do_train:  # a model is also evaluated by the recipe that it was trained by
         arguments.model.check(data_args.image_size)
+        check_scheduler(training_args)
     check_paths(arguments)
     if training_args.do_train and data_args.validation_dir and not data_args.train_dir:
         fail("--do_train with --validation_dir also needs --train_dir")
@@ -222,6 +221,17 @@ def check_arguments(arguments: Arguments) -> None:
                 fail(f"--{name}_strategy epoch: a stream has no epochs, so pass steps and --{name}_steps")
         if arguments.optim is not None and arguments.optim.p_granularity == "epoch":
             fail("--optim_args p_granularity=epoch: a stream has no epochs, so pass p_granularity=step")
+
+
+def check_scheduler(training_args: TrainingArguments) -> None:
+    """End the run with one line where the LR scheduler cannot be made."""
+    name: Any = training_args.lr_scheduler_type
+    options: Any = training_args.lr_scheduler_kwargs or {}
+    try:
+        get_scheduler(name, torch.optim.SGD([torch.zeros(1)], lr=1e-3), 1, 2, scheduler_specific_kwargs=options)
+    except (TypeError, ValueError) as error:
+        why = " ".join(str(error).split())
+        fail(f"--lr_scheduler_type {name.value} with --lr_scheduler_kwargs '{json.dumps(options)}': {why}")
 
 
 def check_paths(arguments: Arguments) -> None:

@@ -15,6 +15,9 @@ from .tensors import PLAIN_TENSOR_TYPES, Dtypes, Tensors, share_memory_order
 
 _FOREACH_DEVICES = ("cuda", "xpu", "mtia")
 
+# What torch.compile is to leave as it is. torch.optim's own does not import the compiler before the first call.
+uncompiled = getattr(torch, "_disable_dynamo", torch.compiler.disable)
+
 
 class FusedKernel(Protocol):
     """The interface of a fused kernel; a module can have it."""

@@ -92,8 +92,8 @@ def test_times_of_the_report_are_of_one_device_and_of_the_least_disturbed_traini
     for cell, time in zip(cells, (9.0, 8.0, 6.0, 7.0), strict=True):
         cell |= {"device": "one", "commit": "a", "own_ms_per_step": time}
     of_one = ("one", {"AdamW": 8.0, "LPSGDM": 6.0})
-    fewer_trainings = [{**cell, "commit": "b", "own_ms_per_step": 3.0} for cell in cells[1:3]]
-    assert Tested([*fewer_trainings, *cells], {}).times("digits_vit") == of_one
-    no_adamw = [{**fewer_trainings[1], "title": title} for title in ("LPSGDM", "LPSGD", "Lion")]
+    adamw_alone = {**cells[0], "commit": "b", "own_ms_per_step": 3.0}
+    assert Tested([adamw_alone, *cells], {}).times("digits_vit") == of_one
+    no_adamw = [{**adamw_alone, "title": title} for title in ("LPSGDM", "LPSGD", "Lion")]
     assert Tested([*no_adamw, *cells], {}).times("digits_vit") == of_one
     assert Tested(finished(AdamW=[0.5, 0.7], LPSGDM=[0.8, 0.2]), {}).times("digits_vit") == ("", {})

@@ -364,7 +364,12 @@ BAD_INPUT = {
     "seed below 0": (["--do_train", "--seed", "-1"], ["--seed", "at least 0, not -1"]),
     "schedule without its length": (
         ["--do_train", "--lr_scheduler_type", "warmup_stable_decay"],
-        ["--lr_scheduler_kwargs", "num_decay_steps"],
+        ["--lr_scheduler_type warmup_stable_decay", "--lr_scheduler_kwargs", "num_decay_steps"],
+    ),
+    "schedule without its end": (["--do_train", "--lr_scheduler_type", "cosine_with_min_lr"], ["min_lr"]),
+    "unknown option of a schedule": (
+        ["--do_train", "--lr_scheduler_kwargs", '{"num_cycle": 1}'],
+        ["--lr_scheduler_type cosine", "num_cycle"],
     ),
     "impossible config": (["--do_train", "--config_overrides", "hidden_act=swoosh"], ["swoosh"]),
     "size of a model": (["--do_train", *OLD, "--image_size", "8"], ["--image_size 8", "--model_name_or_path"]),
@@ -391,14 +396,15 @@ def test_bad_input_is_answered_in_one_line(forks, tmp_path, case):
 def test_loss_of_accumulated_batches_is_that_of_one_batch(run_example, kind):
     small = {"resnet": "embedding_size=8,depths=[1],hidden_sizes=[8]", "vit": TINY[-1]}[kind]
     flags = ["--do_train", "--model_type", kind, "--config_overrides", small, "--augmentation", "none"]
-    flags += ["--max_steps", 1, "--logging_steps", 1, "--eval_strategy", "no", "--max_train_samples", 64]
+    flags += ["--max_steps", 1, "--logging_steps", 1, "--eval_strategy", "no", "--max_train_samples", 40]
     losses = []
-    for batch, steps in ((64, 1), (16, 4)):
+    for batch, steps in ((40, 1), (16, 3)):  # 16, 16 and 8
         sizes = ["--per_device_train_batch_size", batch, "--gradient_accumulation_steps", steps]
         run = run_example(*flags, *sizes)
         assert run.status == 0, run.output
         losses.append(json.loads((run.folder / "trainer_state.json").read_text())["log_history"][0]["loss"])
-    assert losses[1] == pytest.approx(losses[0], rel=0.2)  # batch norm sees smaller batches
+    # Batch norm sees smaller batches.
+    assert losses[1] == pytest.approx(losses[0], rel={"resnet": 0.2, "vit": 1e-4}[kind])
 
 
 def test_script_runs_as_a_program_and_needs_nothing_from_the_test_harness(tmp_path):

@@ -340,7 +340,9 @@ def test_a_state_of_another_model_is_refused_in_one_line(one):
     result = one[1]["another model"]
     assert result["status"] == 2
     line = result["output"].splitlines()[-1]
-    assert "error: --resume_from_checkpoint 'saved/step_3' does not fit this model: size mismatch for " in line
+    assert (
+        "error: --resume_from_checkpoint 'saved/step_3' cannot be loaded into this model: size mismatch for " in line
+    )
 
 
 def test_labels_of_a_split_that_is_not_used_do_not_matter(one):

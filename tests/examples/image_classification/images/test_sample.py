@@ -81,9 +81,9 @@ def test_images_that_are_transparent_in_parts_are_counted_and_their_colours_are_
     holed.putpixel((1, 2), (0, 0, 0, 3))
     by_index = Image.new("P", (4, 4), 7)
     by_index.info["transparency"] = 7
-    images = [opaque, holed, by_index, Image.new("L", (4, 4))]
+    images = [opaque, holed, by_index, Image.new("L", (4, 4)), Image.new("LAB", (4, 4))]
     assert str(Sample.of(images)).endswith(", 2 transparent in parts, where the colour below is used")
-    assert "transparent" not in str(Sample.of([opaque, images[-1]]))
+    assert "transparent" not in str(Sample.of([opaque, *images[3:]]))
 
 
 def test_images_smaller_and_larger_than_any_other_are_no_reason_to_stop(run_example, tmp_path):
