@@ -40,9 +40,7 @@ def check_precision(groups: Groups, before: float | None) -> float | None:
     Those of the largest parameter of each group are judged once, as soon as the learning rate is not above that of the
     update `before`. Returns the learning rate of this update, or None when nothing is left to judge.
     """
-    if before is None:
-        return None
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():  # a capture cannot wait for results
+    if before is None or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):  # which cannot wait
         return None
     if before == 0.0:
         check_momentum(groups)

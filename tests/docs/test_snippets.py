@@ -66,12 +66,15 @@ def test_a_page_with_a_wrong_snippet_fails(page, run_page):
     assert said in output
 
 
-def test_the_readme_quotes_the_error_of_a_forgotten_import(tmp_path):
+def test_the_readme_quotes_the_errors_of_a_forgotten_import(tmp_path):
     write_script(tmp_path / "train.py")
-    run = python(tmp_path, "train.py", "--output_dir", "out", "--optim", "lpsgdm")
-    assert run.returncode == 2
-    (quoted,) = re.findall(r"`(error: [^`]*invalid choice[^`]*)`", (ROOT / "README.md").read_text())
-    assert quoted in run.stderr
+    by_flag = python(tmp_path, "train.py", "--output_dir", "out", "--optim", "lpsgdm")
+    code = "from transformers import TrainingArguments; TrainingArguments('out', optim='lpsgdm')"
+    runs = {"invalid choice": (by_flag, 2), "OptimizerNames": (python(tmp_path, "-c", code), 1)}
+    for words, (run, status) in runs.items():
+        (quoted,) = re.findall(rf"`([^`]*{words}[^`]*)`", (ROOT / "README.md").read_text())
+        assert run.returncode == status
+        assert quoted in run.stderr
 
 
 def trained_folders():
