@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DataLoaderConfiguration, DeepSpeedPlugin, ProjectConfiguration, set_seed
-from errors.fail import fail, refused_in_one_line
+from errors.fail import fail, last_line, refused_in_one_line
 from errors.nearest import did_you_mean
 from images.arguments import DataArguments
 from images.decoding import BadData
@@ -257,8 +257,8 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: LoopArgumen
         try:
             accelerator.load_state(args.resume_from_checkpoint)
         except Exception as error:  # of as many kinds as there are files in it
-            why = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
-            fail(f"--resume_from_checkpoint '{args.resume_from_checkpoint}' cannot be loaded into this model: {why}")
+            where = f"--resume_from_checkpoint '{args.resume_from_checkpoint}'"
+            fail(f"{where} cannot be loaded into this model: {last_line(error)}")
     if args.with_tracking:
         config = {name: value for name, value in asdict(args).items() if isinstance(value, (int, float, str))}
         accelerator.init_trackers("logs", config)

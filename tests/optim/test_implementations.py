@@ -137,6 +137,7 @@ def test_torch_compile_leaves_a_step_as_it_is_at_every_new_learning_rate(cls, op
             param.grad = torch.linspace(-1, 1, 70, dtype=param.dtype)
             step()
         assert torch.equal(*params)
+    assert not torch.equal(params[0], torch.ones_like(params[0]))
 
 
 def test_torch_compile_leaves_the_functional_step_as_it_is_at_every_new_learning_rate():

@@ -80,7 +80,9 @@ def test_a_momentum_that_the_lr_scheduler_cycles_is_not_told(make):
 
 def test_a_group_with_a_key_of_the_other_class_can_be_copied_and_loaded_again():
     optimizer = LPSGD([{"params": [param()], "momentum": 0.9}], lr=0.1)
-    copy.deepcopy(optimizer).load_state_dict(optimizer.state_dict())
+    copied = copy.deepcopy(optimizer)
+    copied.load_state_dict(optimizer.state_dict())
+    assert copied.param_groups[0]["momentum"] == 0.9
 
 
 def test_a_state_of_the_other_class_is_refused_both_ways_and_nothing_is_loaded():

@@ -22,13 +22,22 @@ def warn(message: str) -> None:
 
 
 @contextmanager
-def refused_in_one_line() -> Iterator[None]:
-    """End the run with one line where a value is refused by a ValueError."""
+def refused_in_one_line(what: str = "", *, by: tuple[type[Exception], ...] = (ValueError,)) -> Iterator[None]:
+    """End the run with one line, which begins with `what`, where a value is refused by an error of the kinds `by`."""
     try:
         yield
-    except ValueError as error:
-        fail(" ".join(str(error).split()))
+    except by as error:
+        fail(what + " ".join(str(error).split()))
+
+
+def lines_of(error: BaseException) -> list[str]:
+    """The lines of its message, of which there is one at least."""
+    return str(error).strip().splitlines() or [type(error).__name__]
 
 
 def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return lines_of(error)[0]
+
+
+def last_line(error: BaseException) -> str:
+    return lines_of(error)[-1].strip()

@@ -7,7 +7,7 @@ import datasets
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets.utils import tqdm
-from errors.fail import fail, first_line
+from errors.fail import fail, first_line, last_line
 from PIL import Image
 
 NAMED = 5  # in the log
@@ -21,7 +21,7 @@ class BadData(Exception):
     @property
     def line(self) -> str:
         # A data worker sends its whole traceback as the message, which ends with the message proper.
-        return str(self).strip().splitlines()[-1].rpartition(f"{type(self).__name__}: ")[2]
+        return last_line(self).rpartition(f"{type(self).__name__}: ")[2]
 
 
 class NotEightBit(ValueError):

@@ -26,8 +26,8 @@ class Sample:
     Attributes:
         sides: the shorter side of each, in pixels, in order.
         grey: how many of them are grey, be it in three like channels.
-        transparent: how many are transparent somewhere, where a model sees the colour that lies below.
         drawn: of how many, in words.
+        transparent: how many are transparent somewhere, where a model sees the colour that lies below.
     """
 
     sides: list[int]
@@ -38,8 +38,8 @@ class Sample:
     @classmethod
     def of(cls, images: Iterable[Image.Image], drawn: str = "images") -> "Sample":
         seen = [(min(image.size), is_grey(image), is_transparent(image)) for image in images]
-        sides, grey, transparent = zip(*seen, strict=True) if seen else ((), (), ())
-        return cls(sorted(sides), sum(grey), drawn, sum(transparent))
+        sides = sorted(side for side, _, _ in seen)
+        return cls(sides, sum(grey for _, grey, _ in seen), drawn, sum(transparent for _, _, transparent in seen))
 
     @property
     def side(self) -> int:
@@ -72,7 +72,7 @@ def is_grey(image: Image.Image) -> bool:
 
 
 def is_transparent(image: Image.Image) -> bool:
-    has_alpha = "A" in image.mode.upper().removeprefix("LAB") or "transparency" in image.info
+    has_alpha = image.getbands()[-1] in "Aa" or "transparency" in image.info
     return has_alpha and bool(np.asarray(image.convert("RGBA"))[..., 3].min() < 255)
 
 

@@ -227,11 +227,9 @@ def check_scheduler(training_args: TrainingArguments) -> None:
     """End the run with one line where the LR scheduler cannot be made."""
     name: Any = training_args.lr_scheduler_type
     options: Any = training_args.lr_scheduler_kwargs or {}
-    try:
+    what = f"--lr_scheduler_type {name.value} with --lr_scheduler_kwargs '{json.dumps(options)}': "
+    with refused_in_one_line(what, by=(TypeError, ValueError)):
         get_scheduler(name, torch.optim.SGD([torch.zeros(1)], lr=1e-3), 1, 2, scheduler_specific_kwargs=options)
-    except (TypeError, ValueError) as error:
-        why = " ".join(str(error).split())
-        fail(f"--lr_scheduler_type {name.value} with --lr_scheduler_kwargs '{json.dumps(options)}': {why}")
 
 
 def check_paths(arguments: Arguments) -> None:
